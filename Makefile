@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+# Short names for daily work; every target is one or two plain commands.
+PYTHON ?= python
+BUILD ?= build/native
+
+.PHONY: native ctest sanitize test lint format wheel clean
+
+native:  ## build the native library into licag3d/_native
+	cmake -S . -B $(BUILD) -G Ninja -DLICAG3D_TESTS=ON
+	cmake --build $(BUILD)
+	cmake --install $(BUILD) --prefix licag3d/_native
+
+ctest: native  ## C++ unit tests
+	ctest --test-dir $(BUILD) --output-on-failure
+
+sanitize:  ## C++ unit tests under the address and undefined-behaviour sanitizers
+	cmake -S . -B build/sanitize -G Ninja -DLICAG3D_TESTS=ON -DLICAG3D_SANITIZE=ON -DLICAG3D_CUDA=0
+	cmake --build build/sanitize
+	ctest --test-dir build/sanitize --output-on-failure
+
+test:  ## Python tests
+	$(PYTHON) -m pytest -q tests
+
+lint:
+	$(PYTHON) -m ruff check .
+
+wheel:
+	$(PYTHON) -m pip wheel --no-deps -w dist .
+
+clean:
+	rm -rf build dist licag3d/_native *.egg-info
