@@ -48,7 +48,8 @@ def status_of(main: Callable[[list[str]], int | None], arguments: Sequence[str])
         return _fail("not enough memory: use smaller views or --quality fast", INTERNAL, debug)
     except Exception as error:
         detail = " ".join(str(error).split())[:300]
-        return _fail(f"internal error: {type(error).__name__}: {detail} (run again with --debug for the traceback)", INTERNAL, debug)
+        return _fail(f"internal error: {type(error).__name__}: {detail} (run again with --debug for the "
+                     f"traceback)", INTERNAL, debug)
 
 
 def _fail(message: str, status: int, debug: bool) -> int:
@@ -84,10 +85,12 @@ def add_geometry_flags(parser: argparse.ArgumentParser) -> None:
     """``--cameras``, ``--angles``, ``--sid``, ``--sod``, ``--pixel-spacing``: see :func:`geometry_of`."""
     group = parser.add_argument_group("geometry (views that are not DICOM, or to override its tags)")
     group.add_argument("--cameras", metavar="FILE", help="cameras.json, one camera per view")
-    group.add_argument("--angles", nargs="+", metavar="A,B", help="primary,secondary angle per view in degrees, LAO and cranial "
-                       "positive, for example 30,0 -30,0")
-    group.add_argument("--sid", nargs="+", metavar="MM", help="distance source to detector in mm, one for all views or one per view")
-    group.add_argument("--sod", nargs="+", metavar="MM", help="distance source to isocentre in mm, or 'default' for 765 mm")
+    group.add_argument("--angles", nargs="+", metavar="A,B", help="primary,secondary angle per view in degrees, LAO "
+                                                                  "and cranial positive, for example 30,0 -30,0")
+    group.add_argument("--sid", nargs="+", metavar="MM", help="distance source to detector in mm, one for all views or "
+                                                              "one per view")
+    group.add_argument("--sod", nargs="+", metavar="MM", help="distance source to isocentre in mm, or 'default' for "
+                                                              "765 mm")
     group.add_argument("--pixel-spacing", nargs="+", metavar="MM", help="pixel spacing at the detector in mm")
 
 
@@ -120,4 +123,5 @@ def geometry_of(arguments: argparse.Namespace) -> dict:
             raise InputError(f"{flag} {' '.join(values)}: give millimetres") from None
 
     return {"cameras": arguments.cameras, "angles": angles, "sid_mm": numbers(arguments.sid, "--sid"),
-            "sod_mm": numbers(arguments.sod, "--sod"), "pixel_spacing_mm": numbers(arguments.pixel_spacing, "--pixel-spacing")}
+            "sod_mm": numbers(arguments.sod, "--sod"),
+            "pixel_spacing_mm": numbers(arguments.pixel_spacing, "--pixel-spacing")}

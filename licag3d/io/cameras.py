@@ -18,16 +18,17 @@ from licag3d.io.files import PartialCamera, check_file
 MAX_JSON_BYTES = 4 * 2**20
 DEFAULT_SOD_MM = 765.0
 
-# Working views of daily practice (angles in degrees, LAO and cranial positive), used only when nothing at all is known of
-# the cameras: RAO 30, LAO 40, RAO 30 cranial 25, LAO 45 caudal 25, AP caudal 30, AP cranial 30, lateral, RAO 30 caudal 25.
+# Working views of daily practice (angles in degrees, LAO and cranial positive), used only when nothing at all is known
+# of the cameras: RAO 30, LAO 40, RAO 30 cranial 25, LAO 45 caudal 25, AP caudal 30, AP cranial 30, lateral, RAO 30
+# caudal 25.
 STANDARD_ANGLES_DEG = ((-30.0, 0.0), (40.0, 0.0), (-30.0, 25.0), (45.0, -25.0), (0.0, -30.0), (0.0, 30.0), (90.0, 0.0),
                        (-30.0, -25.0))
 STANDARD_SID_MM = 1000.0
 STANDARD_SOD_MM = DEFAULT_SOD_MM
 STANDARD_FIELD_MM = 200.0
 
-_KEYS = ("file", "frame", "primary_deg", "secondary_deg", "sid_mm", "sod_mm", "pixel_spacing_mm", "rows", "cols", "offset_lps_mm",
-         "principal_point_px")
+_KEYS = ("file", "frame", "primary_deg", "secondary_deg", "sid_mm", "sod_mm", "pixel_spacing_mm", "rows", "cols",
+         "offset_lps_mm", "principal_point_px")
 _FLAGS = {"primary_deg": ("angles", "--angles A,B per view"), "secondary_deg": ("angles", "--angles A,B per view"),
           "sid_mm": ("SID (source to detector)", "--sid MM"),
           "sod_mm": ("SOD (source to isocentre)", f"--sod MM (or --sod default for {DEFAULT_SOD_MM:g} mm)"),
@@ -41,16 +42,19 @@ def cameras_to_dict(cameras: Sequence[Camera], files: Sequence[str], frames: Seq
     ``principal_point_px`` is written only where it is not the image centre (a cropped view).
 
     Example:
-        >>> camera = Camera(30.0, 0.0, sid_mm=1000, sod_mm=750, spacing_row_mm=0.3, spacing_col_mm=0.3, rows=512, cols=512)
+        >>> camera = Camera(30, 0, sid_mm=1000, sod_mm=750, spacing_row_mm=0.3, spacing_col_mm=0.3, rows=512, cols=512)
         >>> cameras_to_dict([camera], ["a.png"], [None])["views"][0]["pixel_spacing_mm"]
         {'row': 0.3, 'col': 0.3}
     """
     views = []
     for camera, file, frame in zip(cameras, files, frames, strict=True):
-        view = {"file": Path(file).name, "frame": frame, "primary_deg": camera.primary_deg, "secondary_deg": camera.secondary_deg,
-                "sid_mm": camera.sid_mm, "sod_mm": camera.sod_mm,
-                "pixel_spacing_mm": {"row": camera.spacing_row_mm, "col": camera.spacing_col_mm},
-                "rows": camera.rows, "cols": camera.cols, "offset_lps_mm": list(camera.offset_lps_mm)}
+        view = {
+            "file": Path(file).name, "frame": frame,
+            "primary_deg": camera.primary_deg, "secondary_deg": camera.secondary_deg,
+            "sid_mm": camera.sid_mm, "sod_mm": camera.sod_mm,
+            "pixel_spacing_mm": {"row": camera.spacing_row_mm, "col": camera.spacing_col_mm},
+            "rows": camera.rows, "cols": camera.cols, "offset_lps_mm": list(camera.offset_lps_mm),
+        }
         if (camera.principal_row, camera.principal_col) != ((camera.rows - 1) / 2, (camera.cols - 1) / 2):
             view["principal_point_px"] = {"row": camera.principal_row, "col": camera.principal_col}
         views.append(view)
@@ -96,7 +100,8 @@ def read_cameras_json(path: str | Path) -> list[tuple[PartialCamera, str | None,
     except json.JSONDecodeError as error:
         raise InputError(f"{name}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg})") from None
     except RecursionError:
-        raise InputError(f"{name} is nested too deeply to be a cameras.json: write it as docs/formats.md says") from None
+        raise InputError(f"{name} is nested too deeply to be a cameras.json: write it as docs/formats.md "
+                         f"says") from None
     except ValueError as error:
         raise InputError(f"{name} is not valid JSON ({str(error)[:80]}): write it as docs/formats.md says") from None
     lines = _key_lines(text)
@@ -157,7 +162,8 @@ def _read_view(view: Any, k: int, name: str, lines: dict[tuple, int]) -> tuple[P
         return int(value) if whole else float(value)
 
     if not isinstance(view, dict):
-        raise InputError(f"{where()}: a view must be an object with primary_deg, secondary_deg, sid_mm, ...: see docs/formats.md")
+        raise InputError(f"{where()}: a view must be an object with primary_deg, secondary_deg, sid_mm, ...: see "
+                         f"docs/formats.md")
     notes = []
     for key in view:
         if key not in _KEYS:
@@ -174,14 +180,15 @@ def _read_view(view: Any, k: int, name: str, lines: dict[tuple, int]) -> tuple[P
     if offset is not None:
         if (not isinstance(offset, list) or len(offset) != 3
                 or any(isinstance(x, bool) or not isinstance(x, (int, float)) or not abs(x) <= 5000 for x in offset)):
-            raise InputError(f"{where('offset_lps_mm')}: offset_lps_mm is {json.dumps(offset)[:60]}: give [x, y, z] in mm, each within "
-                             "5000")
+            raise InputError(f"{where('offset_lps_mm')}: offset_lps_mm is {json.dumps(offset)[:60]}: give [x, y, z] in "
+                             f"mm, each within 5000")
         offset = tuple(float(x) for x in offset)
     point = view.get("principal_point_px")
     centre = (None, None)
     if point is not None:
         if not isinstance(point, dict):
-            raise InputError(f"{where('principal_point_px')}: principal_point_px must be {{\"row\": pixels, \"col\": pixels}}")
+            raise InputError(f"{where('principal_point_px')}: principal_point_px must be "
+                             f"{{\"row\": pixels, \"col\": pixels}}")
         centre = tuple(number(point, "principal_point_px", axis, low=-65536, high=65536) for axis in ("row", "col"))
         if None in centre:
             raise InputError(f"{where('principal_point_px')}: principal_point_px needs 'row' and 'col' in pixels")
@@ -189,14 +196,15 @@ def _read_view(view: Any, k: int, name: str, lines: dict[tuple, int]) -> tuple[P
     if file is not None and not isinstance(file, str):
         raise InputError(f"{where('file')}: file is {json.dumps(file)[:60]}: give a file name")
     partial = PartialCamera(
-        primary_deg=number(view, "primary_deg", low=-180, high=180), secondary_deg=number(view, "secondary_deg", low=-90, high=90),
+        primary_deg=number(view, "primary_deg", low=-180, high=180),
+        secondary_deg=number(view, "secondary_deg", low=-90, high=90),
         sid_mm=number(view, "sid_mm", low=50, high=5000), sod_mm=number(view, "sod_mm", low=50, high=5000),
         spacing_row_mm=row, spacing_col_mm=col, rows=number(view, "rows", low=1, high=16384, whole=True),
         cols=number(view, "cols", low=1, high=16384, whole=True), offset_lps_mm=offset, principal_row=centre[0],
         principal_col=centre[1], notes=tuple(notes))
     if partial.sid_mm and partial.sod_mm and partial.sid_mm <= partial.sod_mm:
-        raise InputError(f"{where('sid_mm')}: sid_mm {partial.sid_mm:g} is not larger than sod_mm {partial.sod_mm:g}: check that "
-                         "the two were not swapped")
+        raise InputError(f"{where('sid_mm')}: sid_mm {partial.sid_mm:g} is not larger than sod_mm {partial.sod_mm:g}: "
+                         f"check that the two were not swapped")
     return partial, file, number(view, "frame", low=0, high=10**6, whole=True)
 
 
@@ -215,7 +223,8 @@ def overlay(base: PartialCamera, top: PartialCamera, source: str) -> PartialCame
         changes[name] = new
         if old is not None and old != new and name not in ("rows", "cols"):
             notes.append(f"{name} {_show(old)} of the file was overridden by {source}: {_show(new)}.")
-    # Whoever states both angles takes over the meaning of the axes, so a patient position in the tags no longer matters.
+    # Whoever states both angles takes over the meaning of the axes, so a patient position in the tags no longer
+    # matters.
     if base.refused and top.primary_deg is not None and top.secondary_deg is not None:
         notes.append(f"{base.refused}; the angles of {source} are taken to be as in docs/geometry.md.")
         changes["refused"] = ""
@@ -247,16 +256,17 @@ def complete(partial: PartialCamera, rows: int, cols: int, label: str) -> Camera
     for name, size in (("rows", rows), ("cols", cols)):
         stated = getattr(partial, name)
         if stated is not None and stated != size:
-            raise InputError(f"{label}: the image has {rows} x {cols} pixels (rows x columns) but its camera is made for {name} {stated}: "
-                             "cropping and resizing change the camera; give the camera of this very image")
+            raise InputError(f"{label}: the image has {rows} x {cols} pixels (rows x columns) but its camera is made "
+                             f"for {name} {stated}: cropping and resizing change the camera; give the camera of this "
+                             f"very image")
     for name in ("primary_deg", "secondary_deg", "sid_mm", "sod_mm", "spacing_row_mm", "spacing_col_mm"):
         value = getattr(partial, name)
         if not math.isfinite(value):
             raise InputError(f"{label}: {name} is {value}: give a finite number with {_FLAGS[name][1]}")
     try:
-        return Camera(partial.primary_deg, partial.secondary_deg, partial.sid_mm, partial.sod_mm, partial.spacing_row_mm,
-                      partial.spacing_col_mm, rows, cols, partial.offset_lps_mm or (0.0, 0.0, 0.0), partial.principal_row,
-                      partial.principal_col)
+        return Camera(partial.primary_deg, partial.secondary_deg, partial.sid_mm, partial.sod_mm,
+                      partial.spacing_row_mm, partial.spacing_col_mm, rows, cols,
+                      partial.offset_lps_mm or (0.0, 0.0, 0.0), partial.principal_row, partial.principal_col)
     except (ValueError, OverflowError) as error:
         raise InputError(f"{label}: {error}") from None
 

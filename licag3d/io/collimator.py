@@ -15,8 +15,8 @@ def valid_area(image: np.ndarray, shutter: np.ndarray | None = None) -> np.ndarr
     """Area of the X-ray field in an angiogram.
 
     A collimated field is convex (rectangle, octagon, circle), so the border is what lies outside the convex hull of the
-    pixels that are not border-like. A dark vessel or a dark diaphragm that touches the border makes a notch, and the hull
-    closes it.
+    pixels that are not border-like. A dark vessel or a dark diaphragm that touches the border makes a notch, and the
+    hull closes it.
 
     Args:
         image: ``(rows, cols)`` float32 in 0..1, vessels dark.
@@ -64,7 +64,8 @@ def _hull(mask: np.ndarray) -> np.ndarray:
 
 
 def _flat_bars(image: np.ndarray) -> np.ndarray:
-    """Padding of one constant grey value (bars, frames, the outside of a circle), dark or bright, touching the image edge."""
+    """Padding of one constant grey value (bars, frames, the outside of a circle), dark or bright, touching the image
+    edge."""
     from scipy import ndimage
 
     rows, cols = image.shape
@@ -114,7 +115,8 @@ def _half_planes(smooth: np.ndarray, hull: np.ndarray) -> np.ndarray:
         plateau = float(np.median(profile[depth // 3:]))
         ceiling = float(np.median(bright[depth // 3:]))
         cut = 0
-        # Dark along the whole side: the median and the brightest parts both start low and both rise to the level inside.
+        # Dark along the whole side: the median and the brightest parts both start low and both rise to the level
+        # inside.
         if profile[0] < 0.6 * plateau and bright[0] < 0.6 * ceiling:
             reached = np.flatnonzero((profile > 0.85 * plateau) & (bright > 0.8 * ceiling))
             # A blade ends within a few millimetres; a dark spine or diaphragm along a side fades over centimetres.

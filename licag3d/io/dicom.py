@@ -72,15 +72,16 @@ def open_dicom(path: Path, frame: int | None = None) -> Source:
             raise InputError(f"{label}: the DICOM file has no pixel data (header only): export it with its images")
         samples, bits = int(ds.get("SamplesPerPixel") or 1), int(ds.get("BitsAllocated") or 0)
         if samples not in (1, 3) or bits not in (8, 16, 32):
-            raise InputError(f"{label}: {samples} samples per pixel of {bits} bits cannot be read: an XA frame has one sample of "
-                             "8 or 16 bits")
+            raise InputError(f"{label}: {samples} samples per pixel of {bits} bits cannot be read: an XA frame has one "
+                             f"sample of 8 or 16 bits")
         relationship, notes = _intensity(ds)
         shutter = shutter_mask(ds, rows, cols)
         first = camera_of_frame(ds, frame or 0, frames, rows, cols)
         flip, flip_note = image_flip(ds, first)
         stored = int(ds.get("BitsStored") or bits)
         summary = (
-            ("kind", f"DICOM {'Enhanced XA' if ds.get('SOPClassUID') == ENHANCED_XA else 'XA'}, {stored} of {bits} bit"),
+            ("kind", f"DICOM {'Enhanced XA' if ds.get('SOPClassUID') == ENHANCED_XA else 'XA'}, {stored} of {bits} "
+                     f"bit"),
             ("transfer syntax", f"{syntax.name} ({syntax})"),
             ("intensity", f"{relationship} ({ds.get('PixelIntensityRelationship') or 'not stated'})"),
         )
@@ -117,8 +118,8 @@ def _read(path: Path, *, pixels: bool) -> Any:
             inflater = zlib.decompressobj(-zlib.MAX_WBITS)
             data = inflater.decompress(raw.read(), MAX_INFLATED_BYTES)
         if inflater.unconsumed_tail:
-            raise InputError(f"{path.name}: the deflated data set grows beyond {MAX_INFLATED_BYTES // 2**20} MiB: export it "
-                             "uncompressed")
+            raise InputError(f"{path.name}: the deflated data set grows beyond {MAX_INFLATED_BYTES // 2**20} MiB: "
+                             f"export it uncompressed")
         ds = read_dataset(io.BytesIO(data), is_implicit_VR=False, is_little_endian=True)
         ds.file_meta = read_file_meta_info(path)
         ds.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
@@ -145,8 +146,8 @@ def _check_kind(label: str, ds: Any) -> None:
     name = UID(sop).name if sop else "unknown class"
     if modality == "XA" and ("Secondary Capture" in name or not sop):
         return
-    raise InputError(f"{label}: a DICOM file of modality {modality or 'unknown'} ({name[:80]}) is not an X-ray angiogram (XA): "
-                     "give XA or Enhanced XA images")
+    raise InputError(f"{label}: a DICOM file of modality {modality or 'unknown'} ({name[:80]}) is not an X-ray "
+                     f"angiogram (XA): give XA or Enhanced XA images")
 
 
 def _has_pixels(path: Path, ds: Any) -> bool:
@@ -179,7 +180,8 @@ def _check_decodable(label: str, syntax: Any) -> None:
         raise InputError(f"{label}: pixel data in transfer syntax {syntax} ({name}) cannot be decoded"
                          + (f": install {help_text}" if help_text else
                             ": export the cine uncompressed or as JPEG Lossless")) from None
-    # pydicom's own GDCM bridge refuses 12-bit JPEG Extended, so the decoder may count as available and still fail later.
+    # pydicom's own GDCM bridge refuses 12-bit JPEG Extended, so the decoder may count as available and still fail
+    # later.
     if not available:
         raise InputError(f"{label}: pixel data in transfer syntax {syntax} ({name}) cannot be decoded here: install "
                          f"{help_text or 'a pydicom plugin for it'}, or export the cine uncompressed")
@@ -238,8 +240,8 @@ def _decode_one(path: Path, header: Any, label: str, number: int) -> Frame:
             array, _ = decoder.as_array(raw, index=number, raw=False, **_options(header))
         except (RuntimeError, NotImplementedError) as error:
             if "JPEG Extended" in str(error):
-                raise InputError(f"{label}: 12-bit JPEG Extended cannot be decoded here: install {_PACKAGES[str(syntax)]}, or "
-                                 "export the cine uncompressed") from None
+                raise InputError(f"{label}: 12-bit JPEG Extended cannot be decoded here: install "
+                                 f"{_PACKAGES[str(syntax)]}, or export the cine uncompressed") from None
             raise
     return _finish(array, header, label)
 
@@ -278,7 +280,8 @@ def _pixel_offset(raw: BoundedFile) -> int:
     pydicom.filereader.read_partial(raw, stop_when=stop, force=True)
     if not found:
         raise InputError(f"{Path(raw.name).name}: the DICOM file has no pixel data: export it with its images")
-    # The reader stops in front of the element: explicit VR writes tag, VR, 2 reserved, 4 length; implicit tag, 4 length.
+    # The reader stops in front of the element: explicit VR writes tag, VR, 2 reserved, 4 length; implicit tag, 4
+    # length.
     return raw.tell() + (12 if found[0][0] else 8)
 
 
@@ -291,16 +294,16 @@ def _check_codestream(label: str, raw: BoundedFile, number: int, header: Any, sy
     rows, cols = int(header.Rows), int(header.Columns)
     plain = rows * cols * int(header.get("SamplesPerPixel") or 1) * int(header.BitsAllocated) // 8
     if len(data) > 4 * plain + 2**20:
-        raise InputError(f"{label}: compressed frame {number} has {len(data)} bytes, more than four times the {plain} bytes of "
-                         "the picture: the file is damaged")
+        raise InputError(f"{label}: compressed frame {number} has {len(data)} bytes, more than four times the {plain} "
+                         f"bytes of the picture: the file is damaged")
     if str(syntax) == "1.2.840.10008.1.2.5":
         return
     size = codestream_size(data)
     if size is None:
         raise InputError(f"{label}: frame {number} is not a {syntax.name} picture: the file is truncated or damaged")
     if size != (rows, cols):
-        raise InputError(f"{label}: the compressed frame {number} is {size[0]} x {size[1]} pixels but the DICOM header says {rows} x "
-                         f"{cols}: the file is damaged")
+        raise InputError(f"{label}: the compressed frame {number} is {size[0]} x {size[1]} pixels but the DICOM header "
+                         f"says {rows} x {cols}: the file is damaged")
 
 
 def codestream_size(data: bytes) -> tuple[int, int] | None:
@@ -363,6 +366,6 @@ def _finish(array: np.ndarray, header: Any, label: str) -> Frame:
     if str(header.get("PhotometricInterpretation") or "") == "MONOCHROME1":
         # Low values are shown bright. The full range, not the maximum of this frame, keeps frames of a cine comparable.
         low, top = (-(1 << (stored - 1)), (1 << (stored - 1)) - 1) if signed else (0, (1 << stored) - 1)
-        ends = [v * (rescale[0] if (rescale := _rescale(header)) else 1) + (rescale[1] if rescale else 0) for v in (low, top)]
-        values = np.float32(sum(ends)) - values if np.isfinite(sum(ends)) else -values
+        slope, intercept = _rescale(header) or (1.0, 0.0)
+        values = np.float32((low + top) * slope + 2 * intercept) - values
     return Frame(values)

@@ -41,10 +41,11 @@ def _numbers(ds: Any, keyword: str) -> tuple[float, ...]:
         value = ds.get(keyword)
         if value is None or value == "":
             return ()
-        values = value if isinstance(value, (list, tuple)) or hasattr(value, "__iter__") and not isinstance(value, str) else [value]
-        return tuple(float(x) for x in values)
+        many = hasattr(value, "__iter__") and not isinstance(value, str)
+        return tuple(float(x) for x in (value if many else [value]))
     except (ValueError, TypeError, OverflowError):
-        raise InputError(f"DICOM tag {keyword} does not hold numbers: correct it, or give the value on the command line") from None
+        raise InputError(f"DICOM tag {keyword} does not hold numbers: correct it, or give the value on the command "
+                         f"line") from None
 
 
 def _one(ds: Any, keyword: str) -> float | None:
@@ -71,8 +72,8 @@ def camera_of_frame(ds: Any, frame: int, frames: int, rows: int, cols: int) -> P
             elif angle is not None and len(steps) == 1:
                 angle += steps[0] * frame
             elif len(steps) > 1 and frames > 1:
-                raise InputError(f"DICOM tag Positioner{name}AngleIncrement has {len(steps)} values for {frames} frames: give "
-                                 "--angles")
+                raise InputError(f"DICOM tag Positioner{name}AngleIncrement has {len(steps)} values for {frames} "
+                                 f"frames: give --angles")
         angles.append(angle)
     geometry = item_of_frame(ds, "XRayGeometrySequence", frame)
     sid = _one(geometry, "DistanceSourceToDetector") or _one(ds, "DistanceSourceToDetector") or None
@@ -81,7 +82,8 @@ def camera_of_frame(ds: Any, frame: int, frames: int, rows: int, cols: int) -> P
         magnification = _one(ds, "EstimatedRadiographicMagnificationFactor")
         if magnification and magnification > 1:
             sod = sid / magnification
-            notes.append(f"SOD {sod:.1f} mm was derived from EstimatedRadiographicMagnificationFactor {magnification:g}.")
+            notes.append(f"SOD {sod:.1f} mm was derived from EstimatedRadiographicMagnificationFactor "
+                         f"{magnification:g}.")
     spacing = (_numbers(item_of_frame(ds, "FramePixelDataPropertiesSequence", frame), "ImagerPixelSpacing")
                or _numbers(ds, "ImagerPixelSpacing"))
     if len(spacing) == 1:
@@ -108,7 +110,8 @@ def _spacing_from_field(dimensions: tuple[float, ...], rows: int, cols: int) -> 
     if len(dimensions) == 1:
         return (dimensions[0] / max(rows, cols),) * 2
     width, height = dimensions[:2]
-    # Some systems write the two the other way round: detector pixels are square, so the order that makes them so is right.
+    # Some systems write the two the other way round: detector pixels are square, so the order that makes them so is
+    # right.
     if abs(math.log((width / cols) / (height / rows))) > abs(math.log((height / cols) / (width / rows))):
         width, height = height, width
     return height / rows, width / cols
@@ -124,8 +127,8 @@ def _patient_position(ds: Any) -> str:
         position = ("FF" if "feet" in gantry else "HF") + ("P" if "prone" in modifier else "S")
     if position == "HFS":
         return ""
-    return (f"PatientPosition is {position[:16]}: the sign of the angles and the orientation of the image are only defined here for "
-            "HFS (head first, supine)")
+    return (f"PatientPosition is {position[:16]}: the sign of the angles and the orientation of the image are only "
+            f"defined here for HFS (head first, supine)")
 
 
 def _meaning(ds: Any, keyword: str) -> str:
@@ -156,16 +159,19 @@ def image_flip(ds: Any, camera: PartialCamera) -> tuple[tuple[int, ...], tuple[s
     frame = equations.view_frame(np, np.float64(camera.primary_deg), np.float64(camera.secondary_deg or 0.0))
     along = np.array([_LETTERS[letters[0]], _LETTERS[letters[1]]], float) @ np.stack((frame.column, frame.row)).T
     if min(abs(along[0, 1]), abs(along[1, 0])) > 0.8 and max(abs(along[0, 0]), abs(along[1, 1])) < 0.6:
-        raise InputError(f"PatientOrientation {letters[0]}\\{letters[1]} says that the image is turned by 90 degrees: export it upright")
+        raise InputError(f"PatientOrientation {letters[0]}\\{letters[1]} says that the image is turned by 90 degrees: "
+                         f"export it upright")
     axes = tuple(axis for axis, cosine in ((0, along[1, 1]), (1, along[0, 0])) if cosine < -0.3)
     if not axes:
         return (), ()
     names = " and ".join({0: "top to bottom", 1: "left to right"}[axis] for axis in axes)
-    return axes, (f"PatientOrientation {letters[0]}\\{letters[1]} says that the image is mirrored: it was turned over {names}.",)
+    return axes, (f"PatientOrientation {letters[0]}\\{letters[1]} says that the image is mirrored: it was turned over "
+                  f"{names}.",)
 
 
 def shutter_mask(ds: Any, rows: int, cols: int) -> np.ndarray | None:
-    """``(rows, cols)`` bool, True inside the shutters and collimator of the tags (pixels counted from 1 there), or None.
+    """``(rows, cols)`` bool, True inside the shutters and collimator of the tags (pixels counted from 1 there), or
+    None.
 
     A shutter that leaves less than a tenth of the image is not believed.
     """

@@ -51,7 +51,8 @@ class PartialCamera:
 
 @dataclass(frozen=True)
 class Frame:
-    """One decoded frame: ``values`` ``(rows, cols)`` float32, vessels as stored; ``bad`` ``(rows, cols)`` bool or None."""
+    """One decoded frame: ``values`` ``(rows, cols)`` float32, vessels as stored; ``bad`` ``(rows, cols)`` bool or
+    None."""
 
     values: np.ndarray
     bad: np.ndarray | None = None
@@ -104,8 +105,8 @@ def split_frame(text: str) -> tuple[Path, int | None]:
         return Path(text), None
     name, _, number = text.rpartition("#")
     if not (number.isascii() and number.isdigit() and len(number) <= 9):
-        raise InputError(f"{Path(text).name}: frame {number!r} is not a whole number: write FILE#FRAME with frames counted "
-                         "from 0")
+        raise InputError(f"{Path(text).name}: frame {number!r} is not a whole number: write FILE#FRAME with frames "
+                         f"counted from 0")
     return Path(name), int(number)
 
 
@@ -136,8 +137,8 @@ def check_file(path: Path, *, what: str = "view", limit: int = MAX_DICOM_BYTES) 
     if info.st_size == 0:
         raise InputError(f"{what} {name!r} is empty (0 bytes): copy it again")
     if info.st_size > limit:
-        raise InputError(f"{what} {name!r} has {info.st_size / 2**20:.0f} MiB, more than the limit of {limit / 2**20:.0f} MiB: "
-                         "give a single frame or a shorter cine")
+        raise InputError(f"{what} {name!r} has {info.st_size / 2**20:.0f} MiB, more than the limit of "
+                         f"{limit / 2**20:.0f} MiB: give a single frame or a shorter cine")
     try:
         with open(path, "rb") as file:
             file.read(1)
@@ -172,14 +173,15 @@ def sniff(path: Path, *, what: str = "view") -> str:
     # DICOM without preamble begins with a group 2 or group 8 element.
     if head[:2] in (b"\x02\x00", b"\x08\x00") and head[3:4] in (b"\x00", b"\x01") and len(head) > 64:
         return "DICOM"
-    known = {b"\x1f\x8b": "a gzip file (NIfTI?)", b"PK": "a zip archive", b"%PDF": "a PDF", b"GIF8": "a GIF", b"BM": "a BMP",
-             b"RIFF": "a WebP or AVI file", b"\x89HDF": "an HDF5 file", b"\0\0\0\x0cjP": "a JPEG 2000 file",
-             b"NRRD": "an NRRD volume"}
+    known = {b"\x1f\x8b": "a gzip file (NIfTI?)", b"PK": "a zip archive", b"%PDF": "a PDF", b"GIF8": "a GIF",
+             b"BM": "a BMP", b"RIFF": "a WebP or AVI file", b"\x89HDF": "an HDF5 file",
+             b"\0\0\0\x0cjP": "a JPEG 2000 file", b"NRRD": "an NRRD volume"}
     name = next((text for magic, text in known.items() if head.startswith(magic)), "")
     if not name:
         text = not any(byte < 9 or 13 < byte < 32 for byte in head)
         name = "a text file" if text else "of an unknown kind"
-    raise InputError(f"{what} {path.name!r} is {name}, not a PNG, TIFF, JPEG or DICOM image: convert it, or give another file")
+    raise InputError(f"{what} {path.name!r} is {name}, not a PNG, TIFF, JPEG or DICOM image: convert it, or give "
+                     f"another file")
 
 
 def check_size(label: str, rows: Any, cols: Any, frames: Any = 1) -> None:
@@ -190,14 +192,14 @@ def check_size(label: str, rows: Any, cols: Any, frames: Any = 1) -> None:
     """
     rows, cols, frames = int(rows), int(cols), int(frames)
     if rows < MIN_SIDE or cols < MIN_SIDE:
-        raise InputError(f"{label}: the image has {rows} x {cols} pixels (rows x columns); at least {MIN_SIDE} x {MIN_SIDE} "
-                         "are needed")
+        raise InputError(f"{label}: the image has {rows} x {cols} pixels (rows x columns); at least {MIN_SIDE} x "
+                         f"{MIN_SIDE} are needed")
     if rows * cols > MAX_PIXELS or max(rows, cols) > MAX_SIDE:
         raise InputError(f"{label}: the image has {rows} x {cols} pixels (rows x columns), more than the limit of "
                          f"{math.isqrt(MAX_PIXELS)} x {math.isqrt(MAX_PIXELS)}: reduce it (and its camera) first")
     if not 1 <= frames <= MAX_FRAMES or rows * cols * frames > MAX_CINE_PIXELS:
-        raise InputError(f"{label}: the file claims {frames} frames of {rows} x {cols} pixels; the limit is {MAX_FRAMES} frames "
-                         f"and {MAX_CINE_PIXELS} pixels in all: cut the cine")
+        raise InputError(f"{label}: the file claims {frames} frames of {rows} x {cols} pixels; the limit is "
+                         f"{MAX_FRAMES} frames and {MAX_CINE_PIXELS} pixels in all: cut the cine")
 
 
 def check_frame(label: str, frame: int | None, frames: int) -> None:
@@ -221,11 +223,12 @@ def hostile(label: str, doing: str) -> Iterator[None]:
         except InputError:
             raise
         except MemoryError:
-            raise InputError(f"{label}: {doing} needs more memory than there is: the file is damaged or too large") from None
+            raise InputError(f"{label}: {doing} needs more memory than there is: the file is damaged or too "
+                             f"large") from None
         except Exception as error:  # decoders of third parties raise anything, RecursionError and struct.error included
             detail = " ".join(str(error).split())[:160] or type(error).__name__
             raise InputError(f"{label}: {doing} failed ({detail}): the file is truncated or damaged; copy or export it "
-                             "again") from None
+                             f"again") from None
 
 
 class BoundedFile(io.FileIO):

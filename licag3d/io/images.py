@@ -79,8 +79,8 @@ def _decode(path: Path, kind: str, number: int, rows: int, cols: int) -> Frame:
             if number:
                 image.seek(number)
             if image.size != (cols, rows):
-                raise InputError(f"{label}: page {number} has {image.size[1]} x {image.size[0]} pixels, page 0 has {rows} x "
-                                 f"{cols}: give the frame you mean with FILE#PAGE")
+                raise InputError(f"{label}: page {number} has {image.size[1]} x {image.size[0]} pixels, page 0 has "
+                                 f"{rows} x {cols}: give the frame you mean with FILE#PAGE")
             inverted = kind == "TIFF" and image.tag_v2.get(262) == 0 and image.mode not in ("1", "L", "P")
             if image.mode in ("P", "PA", "LA", "La", "CMYK", "YCbCr", "RGBX", "RGBa", "LAB", "HSV"):
                 image = image.convert("RGBA" if "A" in image.mode or image.mode == "La" or "transparency" in image.info
@@ -89,8 +89,8 @@ def _decode(path: Path, kind: str, number: int, rows: int, cols: int) -> Frame:
                 image = image.convert("L")
             array = np.asarray(image)
         if array.dtype.kind not in "uif" or array.shape[:2] != (rows, cols):
-            raise InputError(f"{label}: pixels of type {array.dtype} and shape {array.shape} are not a grey image: save it as "
-                             "8 or 16 bit greyscale")
+            raise InputError(f"{label}: pixels of type {array.dtype} and shape {array.shape} are not a grey image: "
+                             f"save it as 8 or 16 bit greyscale")
         return to_grey(array, label, inverted=inverted)
 
 
@@ -113,8 +113,8 @@ def to_grey(array: np.ndarray, label: str, *, inverted: bool = False) -> Frame:
         coloured = chroma > CHROMA_LIMIT
         fraction = float(coloured.mean())
         if fraction > COLOURED_FRACTION:
-            raise InputError(f"{label}: {100 * fraction:.0f} % of the pixels are coloured: an angiogram is grey; give the "
-                             "X-ray frame itself")
+            raise InputError(f"{label}: {100 * fraction:.0f} % of the pixels are coloured: an angiogram is grey; give "
+                             f"the X-ray frame itself")
         bad = coloured if bad is None else bad | coloured
         # JPEG leaves +-2 grey values between channels: the mean is the best grey value.
         values = channels.mean(-1)
@@ -156,8 +156,8 @@ def read_mask(path: str | Path, rows: int, cols: int) -> tuple[np.ndarray, list[
         raise InputError(f"mask {path.name!r} is a DICOM file: give a PNG, TIFF or JPEG image")
     source = open_image(path, kind, what="mask")
     if (source.rows, source.cols) != (rows, cols):
-        raise InputError(f"mask {path.name!r} has {source.rows} x {source.cols} pixels (rows x columns) but its view has {rows} x "
-                         f"{cols}: give a mask of the same size")
+        raise InputError(f"mask {path.name!r} has {source.rows} x {source.cols} pixels (rows x columns) but its view "
+                         f"has {rows} x {cols}: give a mask of the same size")
     values = next(source.decode([0])).values
     low, high = float(values.min()), float(values.max())
     if low < 0:
@@ -166,10 +166,10 @@ def read_mask(path: str | Path, rows: int, cols: int) -> tuple[np.ndarray, list[
     notes = []
     between = float(((values > 0.02 * high) & (values < 0.98 * high)).mean())
     if between > 0.001:
-        notes.append(f"Mask {path.name} is not binary ({100 * between:.1f} % of the pixels between 0 and the maximum {high:g}): "
-                     "vessels are taken from half of the maximum upwards.")
+        notes.append(f"Mask {path.name} is not binary ({100 * between:.1f} % of the pixels between 0 and the maximum "
+                     f"{high:g}): vessels are taken from half of the maximum upwards.")
     fraction = float(mask.mean())
     if fraction > 0.6:
-        raise InputError(f"mask {path.name!r} covers {100 * fraction:.0f} % of the view: vessels must be bright on a dark "
-                         "background; invert it")
+        raise InputError(f"mask {path.name!r} covers {100 * fraction:.0f} % of the view: vessels must be bright on a "
+                         f"dark background; invert it")
     return mask, notes

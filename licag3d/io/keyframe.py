@@ -13,7 +13,7 @@ from licag3d.io.collimator import valid_area
 
 _WORK_SIDE = 256
 _MAX_SCORED = 200
-#: Frames within this fraction of the best filling count as filled alike; the one with the least motion among them is taken.
+#: Frames within this fraction of the best filling count as filled alike; the one with the least motion is taken.
 _PLATEAU = 0.92
 
 
@@ -37,10 +37,10 @@ class KeyFrame:
 def find_key_frame(decode: Callable[[Sequence[int]], Iterator[np.ndarray]], frames: int) -> KeyFrame:
     """Score the contrast filling of every frame, one decoded frame in memory at a time.
 
-    The score is the energy of dark ridges (second derivatives, two scales) above five times the noise of the same frame,
-    in connected pieces, inside the X-ray field: noise does not count as vessels, and what is static (catheter, ribs) adds the
-    same to every frame. Among the frames that are filled nearly as well as the best one the one with the least motion to its
-    neighbours wins (diastole: least blur).
+    The score is the energy of dark ridges (second derivatives, two scales) above five times the noise of the same
+    frame, in connected pieces, inside the X-ray field: noise does not count as vessels, and what is static (catheter,
+    ribs) adds the same to every frame. Among the frames that are filled nearly as well as the best one the one with the
+    least motion to its neighbours wins (diastole: least blur).
 
     Args:
         decode: yields the frames of a list of numbers, ``(rows, cols)`` float32, 0..1, vessels dark.
@@ -71,7 +71,8 @@ def find_key_frame(decode: Callable[[Sequence[int]], Iterator[np.ndarray]], fram
     while last < len(score) - 1 and score[last + 1] >= _PLATEAU * score[best]:
         last += 1
     choice = first + int(motion[first:last + 1].argmin())
-    return KeyFrame(int(scored[choice]), np.interp(np.arange(frames), scored, score), np.interp(np.arange(frames), scored, motion),
+    every = np.arange(frames)
+    return KeyFrame(int(scored[choice]), np.interp(every, scored, score), np.interp(every, scored, motion),
                     tuple(int(k) for k in scored[:_onset(score, choice)]))
 
 
@@ -132,8 +133,8 @@ def _blur(image: np.ndarray, sigma: float) -> np.ndarray:
     return ndimage.gaussian_filter(image, sigma)
 
 
-def contrast_free_background(decode: Callable[[Sequence[int]], Iterator[np.ndarray]], key: KeyFrame, image: np.ndarray,
-                             valid: np.ndarray) -> np.ndarray | None:
+def contrast_free_background(decode: Callable[[Sequence[int]], Iterator[np.ndarray]], key: KeyFrame,
+                             image: np.ndarray, valid: np.ndarray) -> np.ndarray | None:
     """Median of up to nine frames before the contrast, or None when there are none or the anatomy moved too far.
 
     Args:
@@ -141,8 +142,8 @@ def contrast_free_background(decode: Callable[[Sequence[int]], Iterator[np.ndarr
         valid: its X-ray field.
 
     Returns:
-        ``(rows, cols)`` float32. It is trusted only when, away from dark ridges, it correlates with the key frame by at least
-        0.9 in the coarse structure (diaphragm and spine in the same place).
+        ``(rows, cols)`` float32. It is trusted only when, away from dark ridges, it correlates with the key frame by at
+        least 0.9 in the coarse structure (diaphragm and spine in the same place).
     """
     if len(key.before) < 2 or not valid.any():
         return None
@@ -156,8 +157,8 @@ def contrast_free_background(decode: Callable[[Sequence[int]], Iterator[np.ndarr
     return background if float(np.corrcoef(a[keep], b[keep])[0, 1]) >= 0.9 else None
 
 
-def write_frame_strip(path: str | Path, images: Sequence[np.ndarray], labels: Sequence[str], chosen: int, *, columns: int = 5,
-                      side_px: int = 224) -> None:
+def write_frame_strip(path: str | Path, images: Sequence[np.ndarray], labels: Sequence[str], chosen: int, *,
+                      columns: int = 5, side_px: int = 224) -> None:
     """A contact sheet (PNG) of frames, the chosen one framed.
 
     Args:
@@ -180,7 +181,8 @@ def write_frame_strip(path: str | Path, images: Sequence[np.ndarray], labels: Se
         sheet.paste(picture.convert("RGB"), (left + 2, top + 18))
         draw.text((left + 4, top + 3), label, fill="yellow" if k == chosen else "white")
         if k == chosen:
-            draw.rectangle((left, top + 16, left + picture.width + 3, top + picture.height + 19), outline="yellow", width=2)
+            corner = (left + picture.width + 3, top + picture.height + 19)
+            draw.rectangle((left, top + 16, *corner), outline="yellow", width=2)
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

@@ -21,6 +21,7 @@ from licag3d.structures import View
 
 MAX_VIEWS = 8
 SAME_DIRECTION_DEG = 5.0
+_USER = "the command line or cameras.json"
 PerView = float | Sequence[float] | None
 
 
@@ -40,26 +41,30 @@ def open_source(text: str) -> Source:
     return open_image(path, kind, frame)
 
 
-def read_views(paths: Sequence[str], *, cameras: str | Path | None = None, angles: Sequence[tuple[float, float]] | None = None,
-               sid_mm: PerView = None, sod_mm: PerView | str = None, pixel_spacing_mm: PerView = None,
-               masks: Sequence[str] | None = None, polarity: str = "auto", need_geometry: bool = True,
-               ) -> tuple[list[View], list[str]]:
+def read_views(paths: Sequence[str], *, cameras: str | Path | None = None,
+               angles: Sequence[tuple[float, float]] | None = None, sid_mm: PerView = None,
+               sod_mm: PerView | str = None, pixel_spacing_mm: PerView = None, masks: Sequence[str] | None = None,
+               polarity: str = "auto", need_geometry: bool = True) -> tuple[list[View], list[str]]:
     """Read 1 to 8 views with their cameras.
 
-    What the command line says (``angles``, ``sid_mm``, ``sod_mm``, ``pixel_spacing_mm``) goes before ``cameras``, which goes
-    before the tags of a DICOM file. Files, headers, cameras and sizes of all views are checked before any pixel is decoded.
+    What the command line says (``angles``, ``sid_mm``, ``sod_mm``, ``pixel_spacing_mm``) goes before ``cameras``, which
+    goes before the tags of a DICOM file. Files, headers, cameras and sizes of all views are checked before any pixel is
+    decoded.
 
     Args:
-        paths: files, each optionally ``file#frame`` (frames counted from 0); a cine without it gets its key frame found.
+        paths: files, each optionally ``file#frame`` (frames counted from 0); a cine without it gets its key frame
+            found.
         cameras: path of a cameras.json (docs/formats.md), views in the order of ``paths`` or told apart by file name.
         angles: (primary, secondary) per view, degrees, LAO and cranial positive.
-        sid_mm, sod_mm, pixel_spacing_mm: one value for all views or one per view; ``sod_mm`` may be ``"default"`` for 765 mm.
+        sid_mm, sod_mm, pixel_spacing_mm: one value for all views or one per view; ``sod_mm`` may be ``"default"`` for
+            765 mm.
         masks: image files with the user's vessel mask, one per view.
         polarity: ``dark`` (vessels are dark), ``bright``, or ``auto`` (bright vessels are recognised and turned over).
         need_geometry: False for work in single images: views without geometry get the documented standard camera.
 
     Returns:
-        The views, and what was assumed or is doubtful, one sentence each (also in ``View.notes`` where it concerns one view).
+        The views, and what was assumed or is doubtful, one sentence each (also in ``View.notes`` where it concerns one
+        view).
 
     Raises:
         InputError: anything wrong with the input, in one line.
@@ -80,12 +85,14 @@ def read_views(paths: Sequence[str], *, cameras: str | Path | None = None, angle
     plans, warnings = _plan_cameras(sources, stated, need_geometry)
     view_masks = _read_masks(masks, sources, warnings)
     if len(sources) == 1 and need_geometry:
-        warnings.append("Only one view was given: depth along the rays comes from assumptions alone; give a second view.")
+        warnings.append("Only one view was given: depth along the rays comes from assumptions alone; give a second "
+                        "view.")
     for (i, first), (j, second) in _pairs([plan.camera for plan in plans]) if need_geometry else ():
         angle = view_angle_deg(first, second)
         if min(angle, 180 - angle) < SAME_DIRECTION_DEG:
-            warnings.append(f"Views {i + 1} and {j + 1} look along the same line within {min(angle, 180 - angle):.1f} degrees: they tell "
-                            "next to nothing about depth; 30 degrees or more between views is advisable.")
+            warnings.append(f"Views {i + 1} and {j + 1} look along the same line within {min(angle, 180 - angle):.1f} "
+                            f"degrees: they tell next to nothing about depth; 30 degrees or more between views is "
+                            f"advisable.")
     views = [_read(plan, mask, polarity) for plan, mask in zip(plans, view_masks, strict=True)]
     _check_distinct_pixels(views, sources, fingerprints)
     for k, view in enumerate(views):
@@ -107,7 +114,7 @@ class _Plan:
         if self.partial is None:
             return self.camera, self.notes
         tags = self.source.camera(frame)
-        merged = camera_files.overlay(tags, self.stated, "the command line or cameras.json")
+        merged = camera_files.overlay(tags, self.stated, _USER)
         return camera_files.complete(merged, self.source.rows, self.source.cols, self.source.label), merged.notes
 
 
@@ -127,7 +134,8 @@ def _per_view(value, count: int, flag: str) -> list[float | None]:
     return values * count if len(values) == 1 else values
 
 
-def _stated(sources: Sequence[Source], cameras, angles, sid_mm, sod_mm, pixel_spacing_mm) -> list[tuple[PartialCamera, int | None]]:
+def _stated(sources: Sequence[Source], cameras, angles, sid_mm, sod_mm,
+            pixel_spacing_mm) -> list[tuple[PartialCamera, int | None]]:
     """What the user states per view, apart from DICOM tags, with the frame cameras.json names."""
     count = len(sources)
     items: list[tuple[PartialCamera, int | None]] = [(PartialCamera(), None)] * count
@@ -143,8 +151,8 @@ def _stated(sources: Sequence[Source], cameras, angles, sid_mm, sod_mm, pixel_sp
             raise InputError("--angles: give PRIMARY,SECONDARY in degrees per view, for example 30,0 -30,0") from None
         for pair in pairs:
             if len(pair) != 2 or not (abs(pair[0]) <= 180 and abs(pair[1]) <= 90):
-                raise InputError(f"--angles {','.join(f'{x:g}' for x in pair)}: give a primary angle within -180..180 and a secondary "
-                                 "angle within -90..90 degrees")
+                raise InputError(f"--angles {','.join(f'{x:g}' for x in pair)}: give a primary angle within -180..180 "
+                                 f"and a secondary angle within -90..90 degrees")
     sod_note: tuple[str, ...] = ()
     if isinstance(sod_mm, str):
         if sod_mm.strip().lower() != "default":
@@ -165,7 +173,8 @@ def _stated(sources: Sequence[Source], cameras, angles, sid_mm, sod_mm, pixel_sp
 def _match(entries, sources: Sequence[Source], name: str) -> list[tuple[PartialCamera, int | None]]:
     """Cameras to views: by file name where every name is there exactly once, else by order."""
     if len(entries) != len(sources):
-        raise InputError(f"{name} has {len(entries)} cameras but {len(sources)} views were given: give one camera per view")
+        raise InputError(f"{name} has {len(entries)} cameras but {len(sources)} views were given: give one camera per "
+                         f"view")
     given = [source.label for source in sources]
     named = [Path(file).name if file else None for _, file, _ in entries]
     if len(set(given)) == len(given) and sorted(given) == sorted(x or "" for x in named):
@@ -206,16 +215,16 @@ def _check_distinct_files(paths: Sequence[str], sources: Sequence[Source]) -> li
     for (i, first), (j, second) in _pairs(digests):
         same_frame = sources[i].frame == sources[j].frame or max(sources[i].frames, sources[j].frames) == 1
         if first == second and same_frame:
-            raise InputError(f"views {i + 1} and {j + 1} are the same picture ({sources[i].label}, {sources[j].label}): give two "
-                             "different views of the same tree")
+            raise InputError(f"views {i + 1} and {j + 1} are the same picture ({sources[i].label}, "
+                             f"{sources[j].label}): give two different views of the same tree")
     return digests
 
 
 def _check_distinct_pixels(views: Sequence[View], sources: Sequence[Source], digests: Sequence[bytes]) -> None:
     for (i, first), (j, second) in _pairs(views):
         if first.image.shape == second.image.shape and np.array_equal(first.image, second.image):
-            raise InputError(f"views {i + 1} and {j + 1} have identical pixels ({sources[i].label}, {sources[j].label}): give two "
-                             "different views of the same tree")
+            raise InputError(f"views {i + 1} and {j + 1} have identical pixels ({sources[i].label}, "
+                             f"{sources[j].label}): give two different views of the same tree")
 
 
 def _pairs(items: Sequence) -> Iterator[tuple[tuple[int, object], tuple[int, object]]]:
@@ -229,14 +238,15 @@ def _plan_cameras(sources: Sequence[Source], stated: Sequence[tuple[PartialCamer
     plans, warnings = [], []
     partials = []
     for source, (said, _) in zip(sources, stated, strict=True):
-        partials.append(camera_files.overlay(source.camera(source.frame or 0), said, "the command line or cameras.json"))
+        partials.append(camera_files.overlay(source.camera(source.frame or 0), said, _USER))
     nothing = [camera_files.says_nothing(partial) for partial in partials]
     assume = all(nothing) and all(source.kind != "DICOM" for source in sources)
     for k, (source, partial) in enumerate(zip(sources, partials, strict=True)):
         if assume or (nothing[k] and not need_geometry):
             camera = camera_files.standard_camera(k, source.rows, source.cols)
-            note = (f"No geometry was given: assumed primary {camera.primary_deg:g}, secondary {camera.secondary_deg:g} degrees, SID "
-                    f"{camera.sid_mm:g} mm, SOD {camera.sod_mm:g} mm, pixel spacing {camera.spacing_col_mm:.4g} mm.")
+            note = (f"No geometry was given: assumed primary {camera.primary_deg:g}, secondary "
+                    f"{camera.secondary_deg:g} degrees, SID {camera.sid_mm:g} mm, SOD {camera.sod_mm:g} mm, pixel "
+                    f"spacing {camera.spacing_col_mm:.4g} mm.")
             if not need_geometry:
                 note = "No geometry was given; it is not needed for work in the image."
             plans.append(_Plan(source, camera, stated[k][0], None, (note,)))
@@ -246,14 +256,16 @@ def _plan_cameras(sources: Sequence[Source], stated: Sequence[tuple[PartialCamer
                 camera = camera_files.complete(partial, source.rows, source.cols, source.label)
             except InputError:
                 camera = camera_files.standard_camera(k, source.rows, source.cols)
-                plans.append(_Plan(source, camera, stated[k][0], None, ("The geometry is incomplete; it is not needed here.",)))
+                note = "The geometry is incomplete; it is not needed here."
+                plans.append(_Plan(source, camera, stated[k][0], None, (note,)))
                 continue
         else:
             camera = camera_files.complete(partial, source.rows, source.cols, source.label)
         plans.append(_Plan(source, camera, stated[k][0], partial, partial.notes))
     if assume and need_geometry:
-        warnings.append("The cameras of all views were assumed (docs/geometry.md, standard pair): shape and size of the result are "
-                        "only as good as this assumption; give --cameras or --angles, --sid, --sod and --pixel-spacing.")
+        warnings.append("The cameras of all views were assumed (docs/geometry.md, standard pair): shape and size of "
+                        "the result are only as good as this assumption; give --cameras or --angles, --sid, --sod and "
+                        "--pixel-spacing.")
     return plans, warnings
 
 
@@ -310,23 +322,25 @@ def _read(plan: _Plan, mask: np.ndarray | None, polarity: str) -> View:
     image = to_unit(frame)
     valid = valid_area(image, shutter)
     if valid.mean() < 0.995:
-        notes.append(f"{100 * (1 - valid.mean()):.0f} % of the image lies outside the X-ray field (border, shutter) and is left out.")
+        notes.append(f"{100 * (1 - valid.mean()):.0f} % of the image lies outside the X-ray field (border, shutter) "
+                     f"and is left out.")
     if not turned and source.kind != "DICOM" or source.full_scale is not None:
         valid &= ~burnt_in_marks(image, valid)
     if frame.bad is not None:
         valid &= ~upright(frame.bad)
     background = contrast_free_background(decode, key, image, valid) if key is not None else None
     camera, camera_notes = plan.camera_of(number or 0)
-    return View(image=image, camera=camera, valid=valid, mask=mask, file=source.label, frame=number if source.frames > 1 else None,
-                intensity=source.intensity, scores=None if key is None else key.scores.astype(np.float32), background=background,
+    return View(image=image, camera=camera, valid=valid, mask=mask, file=source.label,
+                frame=number if source.frames > 1 else None, intensity=source.intensity,
+                scores=None if key is None else key.scores.astype(np.float32), background=background,
                 notes=tuple(dict.fromkeys([*camera_notes, *notes])))
 
 
 def _scale(frame: Frame, source: Source) -> tuple[float, float]:
     """Grey values that become 0 and 1; one scale for all frames of a cine.
 
-    8-bit pictures keep their full scale. Others are divided by their brightest value (the 99.95th percentile): the bits of the
-    container say little (10 bits in 16). Zero stays zero, so that linear intensities keep their ratios.
+    8-bit pictures keep their full scale. Others are divided by their brightest value (the 99.95th percentile): the bits
+    of the container say little (10 bits in 16). Zero stays zero, so that linear intensities keep their ratios.
     """
     if source.full_scale is not None:
         return 0.0, source.full_scale
