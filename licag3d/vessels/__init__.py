@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Vessels: surface, voxels, centreline graph, radius, stenosis, foreshortening."""
