@@ -231,13 +231,13 @@ def _decode_one(path: Path, header: Any, label: str, number: int) -> Frame:
         array, _ = decoder.as_array(header, index=number, raw=False, **as_pixel_options(header))
         return _finish(array, header, label)
     with BoundedFile(path) as raw:
-        offset = _pixel_offset(raw)
+        offset, vr = _pixel_offset(raw)
         if syntax.is_encapsulated:
             raw.seek(offset)
             _check_codestream(label, raw, number, header, syntax)
         raw.seek(offset)
         try:
-            array, _ = decoder.as_array(raw, index=number, raw=False, **_options(header))
+            array, _ = decoder.as_array(raw, index=number, raw=False, **_options(header, vr))
         except (RuntimeError, NotImplementedError) as error:
             if "JPEG Extended" in str(error):
                 raise InputError(f"{label}: 12-bit JPEG Extended cannot be decoded here: install "
@@ -246,7 +246,7 @@ def _decode_one(path: Path, header: Any, label: str, number: int) -> Frame:
     return _finish(array, header, label)
 
 
-def _options(header: Any) -> dict[str, Any]:
+def _options(header: Any, vr: str) -> dict[str, Any]:
     """Decoding options from the header alone, with the defaults that old XA files need."""
     bits = int(header.get("BitsAllocated") or 8)
     options = {
@@ -257,15 +257,15 @@ def _options(header: Any) -> dict[str, Any]:
         "bits_allocated": bits, "bits_stored": int(header.get("BitsStored") or bits),
         "pixel_representation": int(header.get("PixelRepresentation") or 0),
         "photometric_interpretation": str(header.get("PhotometricInterpretation") or "MONOCHROME2"),
-        "pixel_keyword": "PixelData", "pixel_vr": "OW",
+        "pixel_keyword": "PixelData", "pixel_vr": vr,  # big endian 8-bit pixels are swapped in pairs when OW
     }
     if options["samples_per_pixel"] > 1:
         options["planar_configuration"] = int(header.get("PlanarConfiguration") or 0)
     return options
 
 
-def _pixel_offset(raw: BoundedFile) -> int:
-    """Where the value of the pixel data begins."""
+def _pixel_offset(raw: BoundedFile) -> tuple[int, str]:
+    """Where the value of the pixel data begins, and its VR."""
     import pydicom
 
     found = []
@@ -282,7 +282,7 @@ def _pixel_offset(raw: BoundedFile) -> int:
         raise InputError(f"{Path(raw.name).name}: the DICOM file has no pixel data: export it with its images")
     # The reader stops in front of the element: explicit VR writes tag, VR, 2 reserved, 4 length; implicit tag, 4
     # length.
-    return raw.tell() + (12 if found[0][0] else 8)
+    return raw.tell() + (12 if found[0][0] else 8), found[0][0] or "OW"
 
 
 def _check_codestream(label: str, raw: BoundedFile, number: int, header: Any, syntax: Any) -> None:

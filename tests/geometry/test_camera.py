@@ -85,7 +85,7 @@ def test_frontal_view_looks_as_described():
     (_, feet), _ = camera.project([0, 0, -10])
     assert left > 255.5 and feet > 255.5  # image right is the patient's left, image down is the feet
     assert camera.source_lps_mm == pytest.approx([0, 750, 0])  # under the table
-    assert Camera(90, 0, 1000, 750, 0.3, 0.3, 9, 9).frame.beam == pytest.approx([1, 0, 0])  # LAO 90: detector at the left
+    assert Camera(90, 0, 1000, 750, 0.3, 0.3, 9, 9).frame.beam == pytest.approx([1, 0, 0])  # LAO 90: at the left side
     assert Camera(0, 30, 1000, 750, 0.3, 0.3, 9, 9).frame.beam[2] == pytest.approx(0.5)  # cranial: towards the head
 
 
@@ -169,8 +169,8 @@ def test_scale_gauge_is_the_formula_of_the_geometry_page():
     second = Camera(-40, 10, 1020, 760, 0.3, 0.3, 512, 512, (3.0, -8.0, 12.0))
     scale = 1.085
     _, moved = scale_gauge(first, second, scale)
-    own = [-camera.sod_mm * camera.frame.beam for camera in (first, second)]  # S1, S2 without offsets
-    assert moved.offset_lps_mm == pytest.approx(scale * np.array(second.offset_lps_mm) + (1 - scale) * (own[1] - own[0]))
+    s_1, s_2 = (-camera.sod_mm * camera.frame.beam for camera in (first, second))  # sources without offsets
+    assert moved.offset_lps_mm == pytest.approx(scale * np.array(second.offset_lps_mm) + (1 - scale) * (s_2 - s_1))
 
 
 @given(cameras(), POINT)
