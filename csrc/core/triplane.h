@@ -80,16 +80,15 @@ LICAG3D_HD double step_mm(const ClippedRay &ray, int samples) {
 }
 
 // Gradients of grad_value * value with respect to the ray, from sums over its samples:
-//   field_sum  sum of field_i;   slope[a]  sum of d field_i / d u_a, texel units;   moment[a]  the same weighted with
-//   (i + 0.5) / n, which carries how the sample moves along the ray with entry and leave.
+//   field_sum  sum of field_i;   slope[a]  sum of grad_value * step_mm * d field_i / d u_a, texel units;   moment[a]  the
+//   same weighted with (i + 0.5) / n, which carries how the sample moves along the ray with entry and leave.
 LICAG3D_HD void ray_gradient(const TriplaneBox &box, const ClippedRay &ray, const double *direction, int samples,
                              double grad_value, double field_sum, const double *slope, const double *moment,
                              double *grad_origin, double *grad_direction) {
-  const double scale = grad_value * step_mm(ray, samples) * box.texels_per_mm;
   const double span = ray.leave - ray.entry;
   double along = 0.0, along_moment = 0.0;
   for (int a = 0; a < 3; ++a) {
-    const double g = scale * slope[a], m = scale * moment[a];
+    const double g = slope[a] * box.texels_per_mm, m = moment[a] * box.texels_per_mm;
     grad_origin[a] = g;
     grad_direction[a] = ray.entry * g + span * m + grad_value * field_sum * span / samples * direction[a] / ray.norm_mm;
     along += g * direction[a];

@@ -9,5 +9,8 @@ from __future__ import annotations
 # Eager on purpose: a module and its function share a name, and the import here makes the name mean the function for good.
 # A new operator adds its line here.
 from licag3d.ops.project_volume import backproject, project_volume
+from licag3d.ops.query_triplane import query_triplane
+from licag3d.ops.render_triplane import render_triplane
+from licag3d.ops.triplane_decoder import TriplaneDecoder
 
-__all__ = ["backproject", "project_volume"]
+__all__ = ["TriplaneDecoder", "backproject", "project_volume", "query_triplane", "render_triplane"]

@@ -29,8 +29,8 @@ LICAG3D_HD Vf load(const float *p) { return *reinterpret_cast<const VfLoose *>(p
 LICAG3D_HD void store(float *p, Vf v) { *reinterpret_cast<VfLoose *>(p) = v; }
 LICAG3D_HD Vf splat(float s) { return s - Vf{}; }
 LICAG3D_HD Vi splat_int(int32_t s) { return s - Vi{}; }
-LICAG3D_HD Vf as_float(Vi v) { return reinterpret_cast<Vf &>(v); }
-LICAG3D_HD Vi as_int(Vf v) { return reinterpret_cast<Vi &>(v); }
+LICAG3D_HD Vf as_float(Vi v) { return (Vf)v; }
+LICAG3D_HD Vi as_int(Vf v) { return (Vi)v; }
 LICAG3D_HD Vf lesser(Vf a, Vf b) { return a < b ? a : b; }
 LICAG3D_HD Vf greater(Vf a, Vf b) { return a > b ? a : b; }
 LICAG3D_HD Vf absolute(Vf a) { return as_float(as_int(a) & 0x7fffffff); }
@@ -38,7 +38,7 @@ LICAG3D_HD Vf absolute(Vf a) { return as_float(as_int(a) & 0x7fffffff); }
 LICAG3D_HD Vf reciprocal(Vf a) {
   // A rough hardware estimate and one Newton step: about 1e-7 relative, several times cheaper than a division.
 #if defined(__AVX512F__)
-  const Vf r = (Vf)_mm512_rcp14_ps((__m512)a);
+  const Vf r = (Vf)_mm512_maskz_rcp14_ps(0xffff, (__m512)a);
   return r * (2.0f - a * r);
 #elif defined(__AVX2__)
   const Vf r = (Vf)_mm256_rcp_ps((__m256)a);

@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tri-plane operators as ``torch.library`` custom ops: native kernels, fakes, gradients, and the twin as fallback.
+
+Both ops return the field without ``mu_scale``: it is linear, so the public functions multiply by it in torch. The
+backward passes recompute everything from the inputs; nothing per sample is kept between the two.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+
+import torch
+
+from licag3d.ops import native
+from licag3d.ops.reference import triplane as twin
+from licag3d.ops.triplane_decoder import TriplaneDecoder
+
+
+class FieldArrays(ctypes.Structure):
+    """``licag3d_triplane`` of csrc/include/licag3d_triplane.h."""
+
+    _fields_ = [("planes", ctypes.c_void_p), ("weight_1", ctypes.c_void_p), ("bias_1", ctypes.c_void_p),
+                ("weight_2", ctypes.c_void_p), ("bias_2", ctypes.c_void_p), ("batch", ctypes.c_int64),
+                ("channels", ctypes.c_int32), ("resolution", ctypes.c_int32), ("hidden", ctypes.c_int32),
+                ("planes_are_half", ctypes.c_int32), ("box_center_mm", ctypes.c_double * 3),
+                ("box_size_mm", ctypes.c_double)]
+
+
+class GradientArrays(ctypes.Structure):
+    """``licag3d_triplane_gradients`` of csrc/include/licag3d_triplane.h."""
+
+    _fields_ = [(name, ctypes.c_void_p) for name in ("planes", "weight_1", "bias_1", "weight_2", "bias_2", "origin",
+                                                     "direction")]
+
+
+@torch.library.custom_op("licag3d::render_triplane", mutates_args=())
+def render(planes: torch.Tensor, weight_1: torch.Tensor, bias_1: torch.Tensor, weight_2: torch.Tensor,
+           bias_2: torch.Tensor, origin_mm: torch.Tensor, to_pixel_mm: torch.Tensor, box_center_mm: list[float],
+           box_size_mm: float, samples: int) -> torch.Tensor:
+    """``planes`` (B, 3, C, R, R), rays (1 or B, ..., 3); returns (B, ...)."""
+    out = _render_output(planes, to_pixel_mm)
+    if not native.available(planes.device):
+        return _twin_render(planes, weight_1, bias_1, weight_2, bias_2, origin_mm, to_pixel_mm, box_center_mm,
+                            box_size_mm, samples)
+    field, alive = _pack_field(planes, weight_1, bias_1, weight_2, bias_2, box_center_mm, box_size_mm)
+    rays, rays_alive = native.pack_rays(origin_mm, to_pixel_mm)
+    native.call("render_triplane", planes.device, field, rays, ctypes.c_int32(origin_mm.shape[0] > 1),
+                ctypes.c_int32(samples), out)
+    del alive, rays_alive
+    return out
+
+
+@render.register_fake
+def _(planes, weight_1, bias_1, weight_2, bias_2, origin_mm, to_pixel_mm, box_center_mm, box_size_mm, samples):
+    return _render_output(planes, to_pixel_mm)
+
+
+@torch.library.custom_op("licag3d::render_triplane_backward", mutates_args=())
+def render_backward(planes: torch.Tensor, weight_1: torch.Tensor, bias_1: torch.Tensor, weight_2: torch.Tensor,
+                    bias_2: torch.Tensor, origin_mm: torch.Tensor, to_pixel_mm: torch.Tensor,
+                    box_center_mm: list[float], box_size_mm: float, samples: int, grad: torch.Tensor, wanted: list[bool]) -> list[torch.Tensor]:
+    """Gradients of the seven tensors; an unwanted one is empty."""
+    inputs = (planes, weight_1, bias_1, weight_2, bias_2, origin_mm, to_pixel_mm)
+    if not native.available(planes.device):
+        return _twin_gradients(inputs, wanted, grad, lambda *tensors: _twin_render(*tensors, box_center_mm, box_size_mm,
+                                                                                  samples))
+    field, alive = _pack_field(planes, weight_1, bias_1, weight_2, bias_2, box_center_mm, box_size_mm)
+    rays, rays_alive = native.pack_rays(origin_mm, to_pixel_mm)
+    arrays, gradients = _gradient_arrays(inputs, wanted)
+    grad = grad.detach().to(torch.float32).contiguous()
+    native.call("render_triplane_backward", planes.device, field, rays, ctypes.c_int32(origin_mm.shape[0] > 1),
+                ctypes.c_int32(samples), grad, arrays)
+    del alive, rays_alive
+    return _finish_gradients(inputs, gradients, wanted)
+
+
+@render_backward.register_fake
+def _(planes, weight_1, bias_1, weight_2, bias_2, origin_mm, to_pixel_mm, box_center_mm, box_size_mm, samples, grad,
+      wanted):
+    return _fake_gradients((planes, weight_1, bias_1, weight_2, bias_2, origin_mm, to_pixel_mm), wanted)
+
+
+@torch.library.custom_op("licag3d::query_triplane", mutates_args=())
+def query(planes: torch.Tensor, weight_1: torch.Tensor, bias_1: torch.Tensor, weight_2: torch.Tensor,
+          bias_2: torch.Tensor, points_mm: torch.Tensor, box_center_mm: list[float], box_size_mm: float) -> torch.Tensor:
+    """``planes`` (B, 3, C, R, R), ``points_mm`` (..., 3); returns (B, ...)."""
+    out = _query_output(planes, points_mm)
+    if not native.available(planes.device):
+        return _twin_query(planes, weight_1, bias_1, weight_2, bias_2, points_mm, box_center_mm, box_size_mm)
+    field, alive = _pack_field(planes, weight_1, bias_1, weight_2, bias_2, box_center_mm, box_size_mm)
+    points = points_mm.detach().contiguous()
+    native.call("query_triplane", planes.device, field, points, ctypes.c_int32(points.dtype == torch.float64),
+                ctypes.c_int64(points.numel() // 3), out)
+    del alive
+    return out
+
+
+@query.register_fake
+def _(planes, weight_1, bias_1, weight_2, bias_2, points_mm, box_center_mm, box_size_mm):
+    return _query_output(planes, points_mm)
+
+
+@torch.library.custom_op("licag3d::query_triplane_backward", mutates_args=())
+def query_backward(planes: torch.Tensor, weight_1: torch.Tensor, bias_1: torch.Tensor, weight_2: torch.Tensor,
+                   bias_2: torch.Tensor, points_mm: torch.Tensor, box_center_mm: list[float], box_size_mm: float,
+                   grad: torch.Tensor, wanted: list[bool]) -> list[torch.Tensor]:
+    """Gradients of the six tensors; an unwanted one is empty."""
+    inputs = (planes, weight_1, bias_1, weight_2, bias_2, points_mm)
+    if not native.available(planes.device):
+        return _twin_gradients(inputs, wanted, grad, lambda *tensors: _twin_query(*tensors, box_center_mm, box_size_mm))
+    field, alive = _pack_field(planes, weight_1, bias_1, weight_2, bias_2, box_center_mm, box_size_mm)
+    points = points_mm.detach().contiguous()
+    arrays, gradients = _gradient_arrays(inputs, wanted)
+    grad = grad.detach().to(torch.float32).contiguous()
+    native.call("query_triplane_backward", planes.device, field, points, ctypes.c_int32(points.dtype == torch.float64),
+                ctypes.c_int64(points.numel() // 3), grad, arrays)
+    del alive
+    return _finish_gradients(inputs, gradients, wanted)
+
+
+@query_backward.register_fake
+def _(planes, weight_1, bias_1, weight_2, bias_2, points_mm, box_center_mm, box_size_mm, grad, wanted):
+    return _fake_gradients((planes, weight_1, bias_1, weight_2, bias_2, points_mm), wanted)
+
+
+def _keep(tensors: int):
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs[:tensors])
+        ctx.rest = inputs[tensors:]
+
+    return setup_context
+
+
+def _backward_of(operator, tensors: int):
+    def backward(ctx, grad):
+        wanted = list(ctx.needs_input_grad[:tensors])
+        gradients = operator(*ctx.saved_tensors, *ctx.rest, grad, wanted)
+        return (*(g if want else None for g, want in zip(gradients, wanted, strict=True)), *(None for _ in ctx.rest))
+
+    return backward
+
+
+render.register_autograd(_backward_of(render_backward, 7), setup_context=_keep(7))
+query.register_autograd(_backward_of(query_backward, 6), setup_context=_keep(6))
+
+
+def _render_output(planes: torch.Tensor, to_pixel_mm: torch.Tensor) -> torch.Tensor:
+    return planes.new_empty((planes.shape[0], *to_pixel_mm.shape[1:-1]), dtype=torch.float32)
+
+
+def _query_output(planes: torch.Tensor, points_mm: torch.Tensor) -> torch.Tensor:
+    return planes.new_empty((planes.shape[0], *points_mm.shape[:-1]), dtype=torch.float32)
+
+
+def _pack_field(planes, weight_1, bias_1, weight_2, bias_2, box_center_mm,
+                box_size_mm) -> tuple[FieldArrays, list[torch.Tensor]]:
+    """The C view of the field, and the tensors that must stay alive during the call."""
+    alive = [tensor.detach().contiguous() for tensor in (planes, weight_1, bias_1, weight_2, bias_2)]
+    hidden, channels = weight_1.shape
+    return FieldArrays(*(tensor.data_ptr() for tensor in alive), planes.shape[0], channels, planes.shape[-1], hidden,
+                       int(planes.dtype == torch.float16), (ctypes.c_double * 3)(*box_center_mm), box_size_mm), alive
+
+
+def _gradient_arrays(inputs: tuple[torch.Tensor, ...],
+                     wanted: list[bool]) -> tuple[GradientArrays, list[torch.Tensor | None]]:
+    # The four weights are computed together, and so are origin and direction.
+    compute = [wanted[0], *[any(wanted[1:5])] * 4, *[any(wanted[5:])] * len(wanted[5:])]
+    gradients = [torch.empty(tensor.shape, dtype=torch.float32, device=tensor.device) if flag else None
+                 for tensor, flag in zip(inputs, compute, strict=True)]
+    return GradientArrays(*(None if g is None else g.data_ptr() for g in gradients)), gradients
+
+
+def _finish_gradients(inputs, gradients, wanted) -> list[torch.Tensor]:
+    return [g.to(tensor.dtype) if want else tensor.new_empty(0)
+            for tensor, g, want in zip(inputs, gradients, wanted, strict=True)]
+
+
+def _fake_gradients(inputs, wanted) -> list[torch.Tensor]:
+    return [tensor.new_empty(tensor.shape if want else 0) for tensor, want in zip(inputs, wanted, strict=True)]
+
+
+def _twin_render(planes, weight_1, bias_1, weight_2, bias_2, origin_mm, to_pixel_mm, box_center_mm, box_size_mm,
+                 samples) -> torch.Tensor:
+    decoder = TriplaneDecoder(weight_1, bias_1, weight_2, bias_2)
+    return twin.render_batch(planes, decoder, origin_mm, to_pixel_mm, box_center_mm, box_size_mm, samples)
+
+
+def _twin_query(planes, weight_1, bias_1, weight_2, bias_2, points_mm, box_center_mm, box_size_mm) -> torch.Tensor:
+    decoder = TriplaneDecoder(weight_1, bias_1, weight_2, bias_2)
+    return twin.query_batch(planes, decoder, points_mm, box_center_mm, box_size_mm)
+
+
+def _twin_gradients(inputs: tuple[torch.Tensor, ...], wanted: list[bool], grad: torch.Tensor,
+                    function: Callable[..., torch.Tensor]) -> list[torch.Tensor]:
+    tensors = [tensor.detach().requires_grad_(want) for tensor, want in zip(inputs, wanted, strict=True)]
+    with torch.enable_grad():
+        value = function(*tensors)
+    found = iter(torch.autograd.grad(value, [t for t in tensors if t.requires_grad], grad.to(value.dtype)))
+    return [next(found) if want else tensor.new_empty(0) for tensor, want in zip(tensors, wanted, strict=True)]
