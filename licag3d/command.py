@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 
@@ -61,14 +62,19 @@ def _fail(message: str, status: int, debug: bool) -> int:
     return status
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows defaults, but not that something is None or False by default."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line, like every other bad input, and that takes negative angle pairs."""
 
     def __init__(self, *args, **kwargs) -> None:
-        kwargs.setdefault("formatter_class", argparse.ArgumentDefaultsHelpFormatter)
+        kwargs.setdefault("formatter_class", _Help)
         super().__init__(*args, **kwargs)
-        import re
-
         # `--angles 30,0 -30,0`: what begins with a minus and a digit is a value, never a flag.
         self._negative_number_matcher = re.compile(r"^-(\d|\.\d)")
 

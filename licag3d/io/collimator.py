@@ -58,9 +58,20 @@ def valid_area(image: np.ndarray, shutter: np.ndarray | None = None) -> np.ndarr
 
 
 def _hull(mask: np.ndarray) -> np.ndarray:
-    from skimage.morphology import convex_hull_image
+    """Convex hull of the True pixels, filled."""
+    from scipy.spatial import ConvexHull, QhullError
+    from skimage.draw import polygon
 
-    return convex_hull_image(mask, offset_coordinates=False)
+    lines = np.flatnonzero(mask.any(1))
+    first, last = mask[lines].argmax(1), mask.shape[1] - 1 - mask[lines, ::-1].argmax(1)
+    points = np.stack((np.tile(lines, 2), np.concatenate((first, last))), 1)
+    try:
+        corners = points[ConvexHull(points).vertices]
+    except QhullError:  # a single line of pixels has no area
+        return mask
+    hull = mask.copy()
+    hull[polygon(*corners.T, mask.shape)] = True
+    return hull
 
 
 def _flat_bars(image: np.ndarray) -> np.ndarray:
@@ -146,8 +157,12 @@ def _without_penumbra(smooth: np.ndarray, hull: np.ndarray) -> np.ndarray:
     rings = np.ceil(np.clip(distance, 0, most + 3)).astype(np.int32)
     profile = np.array([np.median(smooth[rings == width]) if (rings == width).any() else level
                         for width in range(1, most + 3)])
-    settled = np.abs(profile - level) <= 0.12 * level
-    # The first width from which three rings in a row have the level inside. None: a slow shading, not an edge.
+    # Behind a dark border the grey value climbs, behind a bright one it falls; detectors overshoot, so past the step
+    # the level inside may be exceeded, and what counts is that it is reached and that the slope is gone.
+    climb = 1.0 if float(np.median(smooth[~hull])) < level else -1.0
+    slope = climb * np.diff(profile, append=profile[-1:])
+    settled = (climb * (profile - level) > -0.12 * level) & (slope < 0.03 * level)
+    # The first width from which three rings in a row have settled. None: a slow shading, not an edge.
     widths = np.flatnonzero(settled[:-2] & settled[1:-1] & settled[2:])
     margin = 2 + (int(widths[0]) if widths.size else 0)
     return distance > margin

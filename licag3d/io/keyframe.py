@@ -157,19 +157,20 @@ def contrast_free_background(decode: Callable[[Sequence[int]], Iterator[np.ndarr
     return background if float(np.corrcoef(a[keep], b[keep])[0, 1]) >= 0.9 else None
 
 
-def write_frame_strip(path: str | Path, images: Sequence[np.ndarray], labels: Sequence[str], chosen: int, *,
-                      columns: int = 5, side_px: int = 224) -> None:
+def write_frame_strip(path: str | Path, images: Sequence[np.ndarray], labels: Sequence[str],
+                      chosen: int | Sequence[int], *, columns: int = 5, side_px: int = 224) -> None:
     """A contact sheet (PNG) of frames, the chosen one framed.
 
     Args:
         images: frames ``(rows, cols)``, 0..1.
         labels: one short text per frame.
-        chosen: position of the chosen frame in ``images``.
+        chosen: position (or positions) of the chosen frame in ``images``.
     """
     import os
 
     from PIL import Image, ImageDraw
 
+    marked = {chosen} if isinstance(chosen, int) else set(chosen)
     columns = min(columns, len(images))
     lines = -(-len(images) // columns)
     sheet = Image.new("RGB", (columns * side_px, lines * (side_px + 16)), "black")
@@ -179,8 +180,8 @@ def write_frame_strip(path: str | Path, images: Sequence[np.ndarray], labels: Se
         picture.thumbnail((side_px - 4, side_px - 4))
         left, top = k % columns * side_px, k // columns * (side_px + 16)
         sheet.paste(picture.convert("RGB"), (left + 2, top + 18))
-        draw.text((left + 4, top + 3), label, fill="yellow" if k == chosen else "white")
-        if k == chosen:
+        draw.text((left + 4, top + 3), label, fill="yellow" if k in marked else "white")
+        if k in marked:
             corner = (left + picture.width + 3, top + picture.height + 19)
             draw.rectangle((left, top + 16, *corner), outline="yellow", width=2)
     path = Path(path)

@@ -254,9 +254,9 @@ def _plan_cameras(sources: Sequence[Source], stated: Sequence[tuple[PartialCamer
         if not need_geometry:
             try:
                 camera = camera_files.complete(partial, source.rows, source.cols, source.label)
-            except InputError:
+            except InputError as error:
                 camera = camera_files.standard_camera(k, source.rows, source.cols)
-                note = "The geometry is incomplete; it is not needed here."
+                note = f"No geometry that could be used, which is not needed for work in the image ({error})."
                 plans.append(_Plan(source, camera, stated[k][0], None, (note,)))
                 continue
         else:
