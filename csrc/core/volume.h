@@ -19,7 +19,7 @@
 
 LICAG3D_CORE_BEGIN
 
-// The ray in voxel indices, reordered so that [2] is the main axis and u = [0], v = [1] the two others (u < v).
+// The ray in voxel indices, axes reordered so that [2] is the main one and u = [0], v = [1] the two others, u < v.
 struct GridRay {
   double origin[3];
   double direction[3];
@@ -51,30 +51,81 @@ LICAG3D_HD GridRay to_grid(const licag3d_grid &grid, const RayMm &ray) {
   return out;
 }
 
-// A ray ready for the planes rule: transverse position at plane k is u0 + k du, v0 + k dv.
-struct PlaneRay {
-  double u0, v0, du, dv;
-  double low, high;   // extent along the main axis, low <= high
-  double plane_mm;    // L: length of the ray between two planes
-  int first, last;    // planes where the field may be non-zero and the weight is positive; first > last: none
-  int inner_first, inner_last;  // planes where all four neighbours exist and the weight is 1
+// A range of samples of one ray. Outside [first, last] every sample is zero; within [inner_first, inner_last] every
+// neighbour exists and the weight is 1, so that nothing need be tested.
+struct Range {
+  int first, last, inner_first, inner_last;
 };
 
-// Clip [low, high] to where low_bound < position + k slope < high_bound.
-LICAG3D_HD void clip_planes(double position, double slope, double low_bound, double high_bound, double &low, double &high) {
+// Narrow [low, high] to the s with low_bound < position + s slope < high_bound.
+LICAG3D_HD void clip(double position, double slope, double low_bound, double high_bound, double &low, double &high) {
   if (fabs(slope) < 1e-12) {
     if (!(position > low_bound && position < high_bound)) high = -1e30;
     return;
   }
-  double from = (low_bound - position) / slope, to = (high_bound - position) / slope;
-  if (from > to) {
-    const double swap = from;
-    from = to;
-    to = swap;
-  }
+  const double inverse = 1.0 / slope;
+  const double one = (low_bound - position) * inverse, two = (high_bound - position) * inverse;
+  const double from = one < two ? one : two, to = one < two ? two : one;
   low = from > low ? from : low;
   high = to < high ? to : high;
 }
+
+LICAG3D_HD Range make_range(bool usable, double low, double high, double inner_low, double inner_high) {
+  Range out = {0, -1, 1 << 30, -1};
+  if (usable && high >= low) {
+    out.first = static_cast<int>(floor(low));
+    out.last = static_cast<int>(ceil(high));
+    if (inner_high >= inner_low) {
+      out.inner_first = static_cast<int>(ceil(inner_low));
+      out.inner_last = static_cast<int>(floor(inner_high));
+    }
+  }
+  return out;
+}
+
+// Keeps rounding to float from pushing an inner sample past its last neighbour, in voxels.
+constexpr double kInnerMargin = 2e-3;
+
+// --- one coordinate, one sample --------------------------------------------------------------------------------------
+
+// The two neighbours of a coordinate: indices, and weights that are zero where a neighbour lies outside [0, n).
+struct Neighbours {
+  int index0, index1;
+  float weight0, weight1;
+  float slope0, slope1;  // derivatives of the weights
+};
+
+LICAG3D_HD Neighbours neighbours(float x, int n) {
+  // Comparisons, not fminf: a NaN ends at the lower bound, where no neighbour exists. Shifting by 2 makes the
+  // conversion to int, which drops the fraction, a floor.
+  const float top = static_cast<float>(n);
+  const float above = x > -2.0f ? x : -2.0f;
+  const float shifted = (above < top ? above : top) + 2.0f;
+  const int i = static_cast<int>(shifted);
+  const float fraction = shifted - static_cast<float>(i);
+  const bool has0 = i >= 2 && i < n + 2, has1 = i >= 1 && i < n + 1;
+  Neighbours out;
+  out.index0 = has0 ? i - 2 : 0;
+  out.index1 = has1 ? i - 1 : 0;
+  out.weight0 = has0 ? 1.0f - fraction : 0.0f;
+  out.weight1 = has1 ? fraction : 0.0f;
+  out.slope0 = has0 ? -1.0f : 0.0f;
+  out.slope1 = has1 ? 1.0f : 0.0f;
+  return out;
+}
+
+// A voxel counts as zero, even if it is NaN, where its weight is zero because it lies outside.
+LICAG3D_HD float weighted(float weight, float value) { return weight != 0.0f ? weight * value : 0.0f; }
+
+// --- planes rule -----------------------------------------------------------------------------------------------------
+
+// Transverse position at plane k is u0 + k du, v0 + k dv.
+struct PlaneRay {
+  double u0, v0, du, dv;
+  double low, high;  // extent along the main axis, low <= high
+  double plane_mm;   // L
+  Range range;
+};
 
 LICAG3D_HD PlaneRay plane_ray(const licag3d_grid &grid, const GridRay &ray) {
   PlaneRay out;
@@ -89,52 +140,120 @@ LICAG3D_HD PlaneRay plane_ray(const licag3d_grid &grid, const GridRay &ray) {
   out.low = ray.origin[2] < end ? ray.origin[2] : end;
   out.high = ray.origin[2] < end ? end : ray.origin[2];
 
-  double low = out.low - 0.5, high = out.high + 0.5;
-  low = low > 0 ? low : 0;
-  high = high < n - 1 ? high : n - 1;
-  double inner_low = low + 1 > out.low + 0.5 ? (out.low + 0.5 > low ? out.low + 0.5 : low) : low;
-  double inner_high = out.high - 0.5 < high ? out.high - 0.5 : high;
-  clip_planes(out.u0, out.du, -1.0, nu, low, high);
-  clip_planes(out.v0, out.dv, -1.0, nv, low, high);
-  // The margin keeps rounding to float from pushing an inner sample past its last neighbour.
-  const double margin = 1e-3;
-  clip_planes(out.u0, out.du, margin, nu - 1 - margin, inner_low, inner_high);
-  clip_planes(out.v0, out.dv, margin, nv - 1 - margin, inner_low, inner_high);
-  const bool usable = ray.valid == 1 && high >= low;
-  out.first = usable ? static_cast<int>(floor(low)) : 0;
-  out.last = usable ? static_cast<int>(ceil(high)) : -1;
-  const bool inner = usable && inner_high >= inner_low;
-  out.inner_first = inner ? static_cast<int>(ceil(inner_low)) : n;
-  out.inner_last = inner ? static_cast<int>(floor(inner_high)) : -1;
+  double low = out.low - 0.5 > 0 ? out.low - 0.5 : 0, high = out.high + 0.5 < n - 1 ? out.high + 0.5 : n - 1;
+  double inner_low = out.low + 0.5 > 0 ? out.low + 0.5 : 0, inner_high = out.high - 0.5 < n - 1 ? out.high - 0.5 : n - 1;
+  clip(out.u0, out.du, -1.0, nu, low, high);
+  clip(out.v0, out.dv, -1.0, nv, low, high);
+  clip(out.u0, out.du, kInnerMargin, nu - 1 - kInnerMargin, inner_low, inner_high);
+  clip(out.v0, out.dv, kInnerMargin, nv - 1 - kInnerMargin, inner_low, inner_high);
+  out.range = make_range(ray.valid == 1, low, high, inner_low, inner_high);
+  out.range.first = out.range.first > 0 ? out.range.first : 0;
+  out.range.last = out.range.last < n - 1 ? out.range.last : n - 1;
   return out;
 }
 
-// w_k of the planes rule.
-LICAG3D_HD double plane_weight(const PlaneRay &ray, int k) {
-  const double from = k - 0.5 > ray.low ? k - 0.5 : ray.low, to = k + 0.5 < ray.high ? k + 0.5 : ray.high;
-  return to > from ? to - from : 0.0;
-}
-
-// The two neighbours of a coordinate: index of the first, weights of both, zero where a neighbour is outside [0, n).
-struct Neighbours {
-  int index0, index1;
-  float weight0, weight1;
-  float slope0, slope1;  // derivatives of the weights, -1 and 1, zero outside
+// The same ray in float, counted from a plane near the middle of its range so that little precision is lost.
+struct PlaneLane {
+  float u, v, du, dv, low, high;
 };
 
-LICAG3D_HD Neighbours neighbours(float x, int n) {
-  const float below = floorf(x);
-  // Far outside, the cast would overflow; both neighbours are outside there anyway.
-  const int i = static_cast<int>(fminf(fmaxf(below, -2.0f), static_cast<float>(n)));
-  const float fraction = x - below;
-  const bool has0 = i >= 0 && i < n, has1 = i + 1 >= 0 && i + 1 < n;
-  Neighbours out;
-  out.index0 = has0 ? i : 0;
-  out.index1 = has1 ? i + 1 : 0;
-  out.weight0 = has0 ? 1.0f - fraction : 0.0f;
-  out.weight1 = has1 ? fraction : 0.0f;
-  out.slope0 = has0 ? -1.0f : 0.0f;
-  out.slope1 = has1 ? 1.0f : 0.0f;
+LICAG3D_HD float to_float_bounded(double x) { return static_cast<float>(x < -1e6 ? -1e6 : x > 1e6 ? 1e6 : x); }
+
+LICAG3D_HD PlaneLane plane_lane(const PlaneRay &ray, int centre) {
+  PlaneLane out;
+  out.u = to_float_bounded(ray.u0 + centre * ray.du);
+  out.v = to_float_bounded(ray.v0 + centre * ray.dv);
+  out.du = static_cast<float>(ray.du);
+  out.dv = static_cast<float>(ray.dv);
+  out.low = to_float_bounded(ray.low - centre);
+  out.high = to_float_bounded(ray.high - centre);
+  return out;
+}
+
+// Sums over the samples of one ray. With j = k - centre and f' the partial derivatives of the interpolant:
+// value = sum w f, gu = sum w f'_u, hu = sum w j f'_u, likewise v; low and high: derivatives of value by the ray's ends.
+struct PlaneSums {
+  float value, gu, gv, hu, hv, low, high;
+};
+
+// One voxel plane: where it starts, strides and sizes along u and v.
+struct Plane {
+  const float *data;
+  int su, sv, nu, nv;
+};
+
+template <bool kGradient>
+LICAG3D_HD void add_plane(const Plane &plane, const PlaneLane &ray, float j, PlaneSums &sums) {
+  const Neighbours u = neighbours(ray.u + j * ray.du, plane.nu), v = neighbours(ray.v + j * ray.dv, plane.nv);
+  const bool cut_low = ray.low > j - 0.5f, cut_high = ray.high < j + 0.5f;
+  const float from = cut_low ? ray.low : j - 0.5f, to = cut_high ? ray.high : j + 0.5f;
+  const float w = to > from ? to - from : 0.0f;
+  const int row0 = v.index0 * plane.sv, row1 = v.index1 * plane.sv;
+  const float a00 = plane.data[row0 + u.index0 * plane.su], a10 = plane.data[row0 + u.index1 * plane.su];
+  const float a01 = plane.data[row1 + u.index0 * plane.su], a11 = plane.data[row1 + u.index1 * plane.su];
+  const float value = weighted(u.weight0 * v.weight0, a00) + weighted(u.weight1 * v.weight0, a10) +
+                      weighted(u.weight0 * v.weight1, a01) + weighted(u.weight1 * v.weight1, a11);
+  sums.value += weighted(w, value);
+  if (kGradient) {
+    const float by_u = weighted(u.slope0 * v.weight0, a00) + weighted(u.slope1 * v.weight0, a10) +
+                       weighted(u.slope0 * v.weight1, a01) + weighted(u.slope1 * v.weight1, a11);
+    const float by_v = weighted(u.weight0 * v.slope0, a00) + weighted(u.weight1 * v.slope0, a10) +
+                       weighted(u.weight0 * v.slope1, a01) + weighted(u.weight1 * v.slope1, a11);
+    const float wu = weighted(w, by_u), wv = weighted(w, by_v);
+    sums.gu += wu;
+    sums.gv += wv;
+    sums.hu += j * wu;
+    sums.hv += j * wv;
+    sums.low -= cut_low && w > 0.0f ? value : 0.0f;
+    sums.high += cut_high && w > 0.0f ? value : 0.0f;
+  }
+}
+
+// The same where all neighbours exist and w = 1.
+template <bool kGradient>
+LICAG3D_HD void add_plane_inner(const Plane &plane, const PlaneLane &ray, float j, PlaneSums &sums) {
+  const float u = ray.u + j * ray.du, v = ray.v + j * ray.dv;
+  const int iu = static_cast<int>(u), iv = static_cast<int>(v);
+  const float fu = u - static_cast<float>(iu), fv = v - static_cast<float>(iv);
+  const int at = iv * plane.sv + iu * plane.su;
+  const float a00 = plane.data[at], a10 = plane.data[at + plane.su];
+  const float a01 = plane.data[at + plane.sv], a11 = plane.data[at + plane.sv + plane.su];
+  const float d0 = a10 - a00, d1 = a11 - a01;
+  const float row0 = a00 + fu * d0, row1 = a01 + fu * d1;
+  sums.value += row0 + fv * (row1 - row0);
+  if (kGradient) {
+    const float by_u = d0 + fv * (d1 - d0), by_v = row1 - row0;
+    sums.gu += by_u;
+    sums.gv += by_v;
+    sums.hu += j * by_u;
+    sums.hv += j * by_v;
+  }
+}
+
+struct RayGradient {
+  double origin[3], direction[3];  // x, y, z, per mm
+};
+
+// Derivatives of the integral by the ray, from the sums counted from plane `centre`.
+LICAG3D_HD RayGradient plane_gradient(const licag3d_grid &grid, const GridRay &ray, const PlaneRay &plane, int centre,
+                                      const PlaneSums &sums) {
+  const double inverse = 1.0 / ray.direction[2], from_origin = centre - ray.origin[2];
+  // sum w t_k f' with t_k = (k - o_a) / d_a
+  const double tu = (from_origin * sums.gu + sums.hu) * inverse, tv = (from_origin * sums.gv + sums.hv) * inverse;
+  const double end = ray.direction[2] > 0 ? sums.high : sums.low;
+  const double by_origin[3] = {sums.gu, sums.gv, -(plane.du * sums.gu + plane.dv * sums.gv) + sums.low + sums.high};
+  const double by_direction[3] = {tu, tv, -(plane.du * tu + plane.dv * tv) + end};
+  const double square = ray.length_mm * ray.length_mm;
+  RayGradient out;
+  for (int i = 0; i < 3; ++i) {
+    const int a = ray.axis[i];
+    const double size = grid.voxel_size_mm[a];
+    out.origin[a] = plane.plane_mm * by_origin[i] / size;
+    // L = |d_mm| / |d_a| depends on the direction too.
+    double length = ray.direction[i] * size / square;
+    if (i == 2) length -= inverse / size;
+    out.direction[a] = plane.plane_mm * (by_direction[i] / size + sums.value * length);
+  }
   return out;
 }
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from licag3d.ops import native
+from licag3d.ops.reference import volume as reference
 
 if TYPE_CHECKING:
     from licag3d.geometry import Cameras, Rays
@@ -145,8 +146,8 @@ def _check_shape(shape) -> list[int]:
     size = [int(n) for n in shape]
     if len(size) != 3 or not all(1 <= n <= 16384 for n in size):
         raise ValueError(f"volume size is {tuple(size)}; expected (D, H, W), each from 1 to 16384")
-    if size[0] * size[1] >= 2**31 or size[1] * size[2] >= 2**31 or size[0] * size[2] >= 2**31:
-        raise ValueError(f"volume size {tuple(size)} is too large")
+    if size[0] * size[1] * size[2] >= 2**31:
+        raise ValueError(f"volume size {tuple(size)} has 2**31 voxels or more; use a coarser grid")
     return size
 
 
@@ -161,8 +162,8 @@ def _check_projections(projections: torch.Tensor, direction: torch.Tensor) -> bo
                      f"(B, {', '.join(map(str, rays))})")
 
 
-def _grid(volume: torch.Tensor, voxel_size_mm, origin_mm, step_mm) -> Grid:
-    batch, depth, height, width = volume.shape
+def _grid(shape: Sequence[int], voxel_size_mm, origin_mm, step_mm) -> Grid:
+    batch, depth, height, width = shape
     return Grid(batch, depth * height * width, (ctypes.c_int64 * 3)(1, width, height * width),
                 (ctypes.c_int32 * 3)(width, height, depth), 0, (ctypes.c_double * 3)(*voxel_size_mm),
                 (ctypes.c_double * 3)(*origin_mm), step_mm)
@@ -171,14 +172,99 @@ def _grid(volume: torch.Tensor, voxel_size_mm, origin_mm, step_mm) -> Grid:
 @torch.library.custom_op("licag3d::project_volume", mutates_args=())
 def _project(volume: torch.Tensor, origin: torch.Tensor, direction: torch.Tensor, voxel_size_mm: list[float],
              origin_mm: list[float], step_mm: float) -> torch.Tensor:
-    out = volume.new_empty((volume.shape[0], *direction.shape[:-1]))
     volume = volume.detach().contiguous()
+    if not native.available(volume.device):
+        return reference.project_rays(volume, origin, direction, voxel_size_mm, origin_mm, step_mm)
+    out = volume.new_empty((volume.shape[0], *direction.shape[:-1]))
     rays, alive = native.pack_rays(origin, direction)
-    native.call("project_volume", volume.device, _grid(volume, voxel_size_mm, origin_mm, step_mm), rays, volume, out)
+    native.call("project_volume", volume.device, _grid(volume.shape, voxel_size_mm, origin_mm, step_mm), rays, volume, out)
     del alive
     return out
+
+
+@torch.library.custom_op("licag3d::backproject", mutates_args=())
+def _backproject(projections: torch.Tensor, origin: torch.Tensor, direction: torch.Tensor, size: list[int],
+                 voxel_size_mm: list[float], origin_mm: list[float], step_mm: float) -> torch.Tensor:
+    projections = projections.detach().contiguous()
+    shape = (projections.shape[0], *size)
+    if not native.available(projections.device):
+        return reference.backproject_rays(projections, origin, direction, size, voxel_size_mm, origin_mm, step_mm)
+    out = projections.new_zeros(shape)
+    rays, alive = native.pack_rays(origin, direction)
+    native.call("backproject", out.device, _grid(shape, voxel_size_mm, origin_mm, step_mm), rays, projections, out)
+    del alive
+    return out
+
+
+@torch.library.custom_op("licag3d::project_volume_grad_rays", mutates_args=())
+def _grad_rays(volume: torch.Tensor, origin: torch.Tensor, direction: torch.Tensor, weights: torch.Tensor,
+               voxel_size_mm: list[float], origin_mm: list[float],
+               step_mm: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradient of ``(weights * project(volume)).sum()`` by ray origins and directions."""
+    volume, weights = volume.detach().contiguous(), weights.detach().contiguous()
+    if not native.available(volume.device):
+        return reference.grad_rays(volume, origin, direction, weights, voxel_size_mm, origin_mm, step_mm)
+    by_origin, by_direction = volume.new_empty(direction.shape), volume.new_empty(direction.shape)
+    rays, alive = native.pack_rays(origin, direction)
+    native.call("project_volume_grad_rays", volume.device, _grid(volume.shape, voxel_size_mm, origin_mm, step_mm), rays,
+                volume, weights, by_origin, by_direction)
+    del alive
+    return by_origin.to(origin.dtype), by_direction.to(origin.dtype)
 
 
 @_project.register_fake
 def _(volume, origin, direction, voxel_size_mm, origin_mm, step_mm):
     return volume.new_empty((volume.shape[0], *direction.shape[:-1]))
+
+
+@_backproject.register_fake
+def _(projections, origin, direction, size, voxel_size_mm, origin_mm, step_mm):
+    return projections.new_empty((projections.shape[0], *size))
+
+
+@_grad_rays.register_fake
+def _(volume, origin, direction, weights, voxel_size_mm, origin_mm, step_mm):
+    return direction.new_empty(direction.shape), direction.new_empty(direction.shape)
+
+
+def _keep_project(ctx, inputs, output):
+    volume, origin, direction, *ctx.spec = inputs
+    ctx.size = list(volume.shape[1:])
+    # The volume is needed for the gradient by the rays alone; not keeping it halves the memory of a plain reconstruction.
+    ctx.save_for_backward(volume if any(ctx.needs_input_grad[1:3]) else None, origin, direction)
+
+
+def _project_backward(ctx, grad):
+    volume, origin, direction = ctx.saved_tensors
+    by_volume = by_origin = by_direction = None
+    if ctx.needs_input_grad[0]:
+        by_volume = _backproject(grad, origin, direction, ctx.size, *ctx.spec)
+    if any(ctx.needs_input_grad[1:3]):
+        by_origin, by_direction = _grad_rays(volume, origin, direction, grad, *ctx.spec)
+    return by_volume, by_origin, by_direction, None, None, None
+
+
+def _keep_backproject(ctx, inputs, output):
+    projections, origin, direction, _, *ctx.spec = inputs
+    ctx.save_for_backward(projections if any(ctx.needs_input_grad[1:3]) else None, origin, direction)
+
+
+def _backproject_backward(ctx, grad):
+    # <grad, A' y> = <A grad, y>: the gradient by y is the projection of grad, and by the rays that of the right side.
+    projections, origin, direction = ctx.saved_tensors
+    by_projections = by_origin = by_direction = None
+    if ctx.needs_input_grad[0]:
+        by_projections = _project(grad, origin, direction, *ctx.spec)
+    if any(ctx.needs_input_grad[1:3]):
+        by_origin, by_direction = _grad_rays(grad, origin, direction, projections, *ctx.spec)
+    return by_projections, by_origin, by_direction, None, None, None, None
+
+
+def _no_second_order(ctx, *grads):
+    raise RuntimeError("second derivatives by the rays are not implemented; detach the rays, or use "
+                       "licag3d.ops.reference.project_volume in float64")
+
+
+_project.register_autograd(_project_backward, setup_context=_keep_project)
+_backproject.register_autograd(_backproject_backward, setup_context=_keep_backproject)
+_grad_rays.register_autograd(_no_second_order)
