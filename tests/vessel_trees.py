@@ -18,7 +18,7 @@ def tube(length_mm=30.0, radius_mm=1.5, direction=(0.3, 0.5, 1.0), start=(5.0, -
 
 
 def coronary():
-    """A main vessel of 95 mm on a bent course, two side branches and one branch of a branch, each starting on its parent."""
+    """A bent main vessel of 95 mm, two side branches and a branch of a branch, each starting on its parent."""
     s = np.linspace(0, 1, 181)
     main = np.stack([60 * np.sin(1.3 * s) - 20, 20 * np.cos(2.2 * s) - 35, 40 - 65 * s], -1)
     main_radius = 1.8 - 1.1 * s

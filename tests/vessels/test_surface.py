@@ -97,7 +97,7 @@ def test_separate_pieces_are_all_reported():
     assert len(parts) == 2
     assert parts[0].volume_mm3 > parts[1].volume_mm3
     assert parts[1].volume_mm3 == pytest.approx(4 / 3 * math.pi * 0.6**3, rel=0.1)
-    assert parts[1].center_lps_mm == pytest.approx((80, 0, 0), abs=0.02)
+    assert parts[1].center_lps_mm == pytest.approx((80, 0, 0), abs=0.04)
     assert sum(p.faces for p in parts) == len(surface.faces)
 
 
