@@ -114,7 +114,7 @@ def _draw_branch(plan: Plan, patient: Patient, artery: str, grown: dict[str, _Gr
         if not plan.at_end and index > len(parent) - 1 - 8 / SAMPLE_MM:
             return None
         controls = _leave_parent(heart, parent, index, plan, waypoints, length_mm, rng)
-    points = _smooth_path(heart, controls, plan.wander_mm, plan.parent is not None, rng)
+    points = _smooth_path(heart, controls, plan, rng)
     if plan.whole:
         if not plan.length_mm[0] - 1 <= _length(points) <= plan.length_mm[1] + 1:
             return None
@@ -147,7 +147,12 @@ def _leave_parent(heart: Heart, parent: np.ndarray, index: int, plan: Plan, wayp
     start = parent[index]
     before, after = parent[max(index - 8, 0)], parent[min(index + 8, len(parent) - 1)]
     tangent = (after - before) / np.linalg.norm(after - before)
-    if not waypoints:
+    if not waypoints and plan.inward:
+        inwards = -heart.normal(start)
+        side = np.cross(inwards, tangent) * rng.uniform(-0.25, 0.25)
+        waypoints = [start + 0.5 * length_mm * (0.3 * tangent + 0.9 * inwards + side),
+                     start + 1.2 * length_mm * (0.5 * tangent + 0.75 * inwards + 2 * side)]
+    elif not waypoints:
         # Second order: to either side along the surface, then bending towards the apex.
         side = np.cross(heart.normal(start), tangent) * rng.choice((-1.0, 1.0))
         first = start + 0.55 * length_mm * (0.6 * tangent + side)
@@ -162,8 +167,7 @@ def _leave_parent(heart: Heart, parent: np.ndarray, index: int, plan: Plan, wayp
     return [start, start + step * direction, *waypoints]
 
 
-def _smooth_path(heart: Heart, controls: list[np.ndarray], wander_mm: float, branching: bool,
-                 rng: np.random.Generator) -> np.ndarray:
+def _smooth_path(heart: Heart, controls: list[np.ndarray], plan: Plan, rng: np.random.Generator) -> np.ndarray:
     """A curve through the control points, held on the heart, with smooth tortuosity, sampled every 0.5 mm."""
     from scipy.interpolate import PchipInterpolator, make_interp_spline
 
@@ -171,19 +175,19 @@ def _smooth_path(heart: Heart, controls: list[np.ndarray], wander_mm: float, bra
     knots = np.concatenate(([0.0], np.cumsum(np.sqrt(np.linalg.norm(np.diff(controls, axis=0), axis=1)))))
     fine = np.linspace(0.0, knots[-1], 400)
     levels = heart.level(controls)
-    if branching:
-        levels[1] = levels[0]  # the first step stays in the wall of the parent
+    if plan.parent is not None:
+        levels[1] = levels[0]  # the first step stays at the depth of the parent
     curve = make_interp_spline(knots, controls, k=min(3, len(controls) - 1))(fine)
-    points = _resampled(heart.onto(curve, PchipInterpolator(knots, levels)(fine)))
-    if wander_mm > 0:
+    points = _resampled(curve if plan.inward else heart.onto(curve, PchipInterpolator(knots, levels)(fine)))
+    if plan.wander_mm > 0:
         arc = SAMPLE_MM * np.arange(len(points))
         tangent = np.gradient(points, axis=0)
         tangent /= np.linalg.norm(tangent, axis=1, keepdims=True)
         normal = heart.normal(points)
         side = np.cross(normal, tangent)
         fade = np.clip(arc / 12.0, 0, 1) ** 2 * (3 - 2 * np.clip(arc / 12.0, 0, 1))
-        points = points + (fade * _wander(arc, wander_mm, rng))[:, None] * side
-        points = points + (fade * _wander(arc, 0.35 * wander_mm, rng))[:, None] * normal
+        points = points + (fade * _wander(arc, plan.wander_mm, rng))[:, None] * side
+        points = points + (fade * _wander(arc, 0.35 * plan.wander_mm, rng))[:, None] * normal
         points = _resampled(points)
     return points
 
@@ -194,7 +198,11 @@ def _wander(arc: np.ndarray, amplitude_mm: float, rng: np.random.Generator) -> n
     weights = (wavelengths / 40.0) ** 1.5 * rng.uniform(0.5, 1.5, 4)
     weights *= amplitude_mm * np.sqrt(2.0) / np.linalg.norm(weights)
     phases = rng.uniform(0, 2 * np.pi, 4)
-    return (weights * np.sin(2 * np.pi * arc[:, None] / wavelengths + phases)).sum(1)
+    waves = (weights * np.sin(2 * np.pi * arc[:, None] / wavelengths + phases)).sum(1)
+    # Distal vessels wind more (Zhu et al. 2009): short waves that grow along the way.
+    short = rng.uniform(9.0, 18.0, 2)
+    growth = 0.3 * amplitude_mm * rng.uniform(0.2, 1.0) * np.clip(arc / 60.0, 0, 1)
+    return waves + growth * np.sin(2 * np.pi * arc[:, None] / short + rng.uniform(0, 2 * np.pi, 2)).sum(1)
 
 
 def _resampled(points: np.ndarray) -> np.ndarray:
@@ -265,6 +273,9 @@ def _calibres(grown: dict[str, _Grown]) -> dict[str, np.ndarray]:
         inner = [child for child in children if child.start_index < count - 1]
         last = [child for child in children if child.start_index == count - 1]
         diameter = first[name] * np.exp(-item.plan.taper_per_mm * SAMPLE_MM * np.arange(count))
+        if not last:
+            left = np.clip((1 - np.arange(count) / (count - 1)) / plans.END_SHARE, 0, 1)
+            diameter *= plans.END_CALIBRE + (1 - plans.END_CALIBRE) * left
         for child in inner:
             at = child.start_index
             side = min(first[child.plan.name], 0.8 * diameter[at])

@@ -25,6 +25,8 @@ WOMEN_DIAMETER_FACTOR = 0.91
 BRANCHING_EXPONENT = 7.0 / 3.0
 #: Distance over which the parent narrows to its distal calibre after a branch, mm.
 NARROWING_MM = 3.0
+#: A vessel without daughters at its end fades out: share of its calibre left at the end, over the last share of its length.
+END_CALIBRE, END_SHARE = 0.55, 0.25
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class Plan:
         wander_mm: amplitude (standard deviation) of its tortuosity.
         taper_per_mm: relative loss of diameter per mm besides the branching rule.
         whole: runs to its last waypoint whatever its length (the trunk of the right coronary artery ends at the crux).
+        inward: without waypoints, it dives into the muscle (septal branches) instead of following the surface.
     """
 
     name: str
@@ -68,6 +71,7 @@ class Plan:
     taper_per_mm: float = 0.002
     at_end: bool = False
     whole: bool = False
+    inward: bool = False
 
 
 def _second_order(parent: str, count: int, length_mm: Range, spread_mm: Range, chance: float = 0.75) -> list[Plan]:
@@ -93,7 +97,7 @@ def right_plan(dominance: str) -> list[Plan]:
              taper_per_mm=0.005),
         Plan("AM2", "RCA", (70, 80), (22, 40), (1.3, 0.2), (45, 70), (_at(76, 128), _at(60, 142), _at(44, 148)), 0.6,
              taper_per_mm=0.006),
-        *_second_order("AM1", 1, (12, 22), (14, 24), 0.6),
+        *_second_order("AM1", 2, (10, 20), (12, 32), 0.6),
     ]
     if small:
         return plans
@@ -102,11 +106,11 @@ def right_plan(dominance: str) -> list[Plan]:
              _at(16, 182)), taper_per_mm=0.004, wander_mm=1.0, at_end=True),
         Plan("R-PLB", "RCA", (0, 0), (34, 55), (2.2, 0.3), (30, 45), (_at(89, 200), _at(84, 222), _at(70, 236), _at(52, 240)),
              taper_per_mm=0.004, wander_mm=1.0, at_end=True),
-        Plan("R-PLB.a", "R-PLB", (10, 16), (22, 38), (1.4, 0.15), (40, 60), (_at(72, 206), _at(54, 212), _at(36, 214)), 0.85,
+        Plan("R-PLB.a", "R-PLB", (14, 20), (22, 38), (1.4, 0.15), (40, 60), (_at(72, 206), _at(54, 212), _at(36, 214)), 0.85,
              taper_per_mm=0.006),
-        Plan("AVN", "R-PLB", (3, 5), (10, 18), (0.9, 0.1), (70, 95), (_at(97, 192, 2, 0.8), _at(103, 196, 2, 0.5)), 0.7,
-             wander_mm=0.4, taper_per_mm=0.01),
-        *_second_order("R-PDA", 2, (10, 20), (14, 34), 0.6),
+        Plan("AVN", "R-PLB", (8, 10), (10, 18), (0.9, 0.1), (70, 95), (), 0.7, 0.4, 0.01, inward=True),
+        *_second_order("R-PDA", 3, (9, 20), (10, 36), 0.7),
+        *_second_order("R-PLB.a", 1, (9, 16), (10, 18), 0.6),
     ]
 
 
@@ -122,32 +126,30 @@ def left_plan(dominance: str) -> list[Plan]:
         # The diameter of the left main follows from its branches by the branching rule; see Dodge 1992: 4.5 mm.
         Plan("LM", None, (0, 0), (6, 16), (4.5, 0.5), (0, 0), (_at(92, -4, 2.5),), wander_mm=0.0, taper_per_mm=0.0, whole=True),
         Plan("LAD", "LM", (0, 0), (100, 130), (3.7, 0.3), (30, 42), (_at(80, 10), _at(64, 15), _at(46, 16), _at(28, 14),
-             _at(13, 8), _at(9, 185), _at(24, 187), _at(40, 185)), wander_mm=1.3, taper_per_mm=0.0028, at_end=True),
+             _at(13, 8), _at(9, 185), _at(24, 187), _at(40, 185)), wander_mm=1.3, taper_per_mm=0.0005, at_end=True),
         Plan("LCx", "LM", (0, 0), length, circumflex, (38, 50), groove, wander_mm=1.1,
              taper_per_mm=0.0028 if dominance == "right" else 0.0012, at_end=True),
         Plan("RI", "LM", (0, 0), (40, 60), (2.0, 0.2), (5, 15), (_at(76, -20, 2), _at(58, -30, 2), _at(40, -36, 2),
              _at(24, -40, 2)), 0.2, taper_per_mm=0.005, at_end=True),
-        Plan("S1", "LAD", (12, 17), (18, 32), (1.1, 0.1), (60, 85), (_at(70, 18, 2, 0.80), _at(52, 22, 2, 0.55)),
-             wander_mm=0.5, taper_per_mm=0.008),
+        Plan("S1", "LAD", (12, 17), (18, 32), (1.1, 0.1), (60, 85), wander_mm=0.5, taper_per_mm=0.008, inward=True),
         Plan("D1", "LAD", (20, 28), (50, 70), (2.1, 0.25), (42, 60), (_at(64, -10), _at(46, -24), _at(28, -34), _at(14, -40)),
              taper_per_mm=0.005, wander_mm=1.0),
-        Plan("S2", "LAD", (31, 38), (15, 28), (1.0, 0.1), (60, 85), (_at(50, 20, 2, 0.80), _at(38, 30, 2, 0.55)), 0.9,
-             wander_mm=0.5, taper_per_mm=0.008),
+        Plan("S2", "LAD", (31, 38), (15, 28), (1.0, 0.1), (60, 85), (), 0.9, 0.5, 0.008, inward=True),
         Plan("D2", "LAD", (42, 54), (32, 50), (1.8, 0.2), (42, 60), (_at(42, -8), _at(26, -22), _at(12, -30)), 0.9,
              taper_per_mm=0.005),
-        Plan("S3", "LAD", (57, 64), (12, 22), (0.9, 0.1), (60, 85), (_at(30, 24, 2, 0.78), _at(22, 40, 2, 0.5)), 0.6,
-             wander_mm=0.4, taper_per_mm=0.008),
+        Plan("S3", "LAD", (57, 64), (12, 22), (0.9, 0.1), (60, 85), (), 0.7, 0.4, 0.008, inward=True),
         Plan("D3", "LAD", (68, 78), (18, 32), (1.4, 0.15), (40, 58), (_at(20, -20), _at(8, -60)), 0.6, taper_per_mm=0.006),
         Plan("OM1", "LCx", (14, 24), (50, 70), (2.1, 0.25), (50, 65), (_at(72, -52), _at(54, -62), _at(34, -68), _at(16, -72)),
              taper_per_mm=0.005, wander_mm=1.0),
         Plan("OM2", "LCx", (40, 52), (38, 58), (1.8, 0.2), (50, 65), (_at(72, -88), _at(54, -98), _at(34, -104), _at(16, -110)),
              0.9, taper_per_mm=0.005, wander_mm=0.9),
-        *_second_order("D1", 1, (14, 26), (18, 30), 0.7),
-        *_second_order("OM1", 2, (14, 26), (14, 36), 0.6),
-        *_second_order("OM2", 1, (12, 22), (14, 26), 0.5),
+        *_second_order("D1", 2, (12, 26), (14, 42), 0.75),
+        *_second_order("D2", 1, (10, 20), (12, 22), 0.6),
+        *_second_order("OM1", 2, (12, 26), (14, 42), 0.75),
+        *_second_order("OM2", 2, (10, 22), (12, 34), 0.6),
     ]
     if dominance == "right":
-        plans.append(Plan("OM3", "LCx", (56, 58), (20, 36), (1.4, 0.15), (45, 65), (_at(74, -112), _at(56, -124), _at(38, -128)),
+        plans.append(Plan("OM3", "LCx", (57, 70), (20, 36), (1.4, 0.15), (45, 65), (_at(74, -112), _at(56, -124), _at(38, -128)),
                           0.45, taper_per_mm=0.006))
     else:
         plans.append(Plan("L-PLB", "LCx", (72, 82), (30, 48), (1.7, 0.2), (45, 65), (_at(72, -134), _at(54, -142),

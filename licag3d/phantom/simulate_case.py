@@ -10,8 +10,9 @@ import numpy as np
 from licag3d.errors import InputError
 from licag3d.geometry import Camera
 from licag3d.phantom import views as view_choice
-from licag3d.phantom.anatomy import sample_tree
-from licag3d.phantom.xray import Exposure, render_frame
+from licag3d.phantom.anatomy import sample_patient, sample_tree
+from licag3d.phantom.thorax import sample_thorax
+from licag3d.phantom.xray import Exposure, render_frame, sample_surroundings
 from licag3d.structures import VesselTree
 
 
@@ -92,7 +93,7 @@ def simulate_case(seed: int, artery: str, *, views: int = 2, separation_deg: flo
     _check(seed, artery, views, separation_deg, offset_mm, angle_error_deg, background, rows, cols, isocentre_distance_mm,
            held_out)
     rng = np.random.default_rng([int(seed), 10 + ("rca", "lca").index(artery), round(1000 * separation_deg)])
-    tree = _placed(sample_tree(seed, artery), rng.uniform(-1, 1, 3) * isocentre_distance_mm)
+    tree, heart_centre = _placed(sample_tree(seed, artery), rng.uniform(-1, 1, 3) * isocentre_distance_mm)
     geometry = view_choice.choose_geometry(rng)
     angles = view_choice.choose_angles(rng, artery, views, separation_deg)
     offsets = [np.zeros(3)] + [offset_mm * view_choice.random_direction(rng) for _ in angles[1:]]
@@ -104,7 +105,12 @@ def simulate_case(seed: int, artery: str, *, views: int = 2, separation_deg: flo
     reading = np.random.default_rng([int(seed), 20, round(1000 * separation_deg)])
     user = [view_choice.as_read(camera, reading, angle_error_deg) for camera in true]
     exposure = Exposure.sample(np.random.default_rng([int(seed), 30]))
-    truths = [render_frame(tree, camera, exposure, background, seed=[int(seed), 40, k]) for k, camera in
+    surroundings = None
+    if background == "full":
+        chest = np.random.default_rng([int(seed), 50])
+        thorax = sample_thorax(chest, sample_patient(seed).heart, heart_centre)
+        surroundings = sample_surroundings(chest, tree, thorax)
+    truths = [render_frame(tree, camera, exposure, surroundings, seed=[int(seed), 40, k]) for k, camera in
               enumerate(true + hidden)]
     made = [ViewTruth(camera, read, *truth) for camera, read, truth in zip(true + hidden, user + hidden, truths, strict=True)]
     settings = {"views": views, "separation_deg": separation_deg, "offset_mm": offset_mm, "angle_error_deg": angle_error_deg,
@@ -112,11 +118,11 @@ def simulate_case(seed: int, artery: str, *, views: int = 2, separation_deg: flo
     return Case(int(seed), artery, tree, tuple(made[:views]), tuple(made[views:]), exposure.mu_per_mm, settings)
 
 
-def _placed(tree: VesselTree, centre_mm: np.ndarray) -> VesselTree:
-    """The tree with the middle of its bounding box at ``centre_mm``."""
+def _placed(tree: VesselTree, centre_mm: np.ndarray) -> tuple[VesselTree, np.ndarray]:
+    """The tree with the middle of its bounding box at ``centre_mm``, and where its heart has its centre then."""
     points = np.concatenate([branch.points_lps_mm for branch in tree.branches])
     move = centre_mm - 0.5 * (points.min(0) + points.max(0))
-    return VesselTree(tuple(replace(branch, points_lps_mm=branch.points_lps_mm + move) for branch in tree.branches))
+    return VesselTree(tuple(replace(branch, points_lps_mm=branch.points_lps_mm + move) for branch in tree.branches)), move
 
 
 def _held_out_angles(rng: np.random.Generator, angles: list[tuple[float, float]], count: int) -> list[tuple[float, float]]:

@@ -6,13 +6,13 @@ from __future__ import annotations
 import numpy as np
 
 from licag3d.geometry import Camera
-from licag3d.structures import VesselTree
+from licag3d.phantom.tubes import Line
 
 
-def project_tree_numpy(tree: VesselTree, camera: Camera) -> np.ndarray:
+def project_lines_numpy(lines: list[Line], camera: Camera) -> np.ndarray:
     """Path length ``(rows, cols)`` in mm: per branch the longest cylinder chord, summed over branches."""
     total = np.zeros((camera.rows, camera.cols))
-    for branch in tree.branches:
+    for branch in lines:
         image = np.zeros_like(total)
         points, radius = branch.points_lps_mm, branch.radius_mm
         pixels, depth = camera.project(points)

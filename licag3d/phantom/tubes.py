@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tubes of the phantom (vessels, catheter, wire, ribs) to the operator that projects them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from licag3d.geometry import Camera
+from licag3d.structures import VesselTree
+
+
+@dataclass(frozen=True)
+class Line:
+    """A tube: points ``(n, 3)`` LPS mm and radius ``(n,)`` mm."""
+
+    points_lps_mm: np.ndarray
+    radius_mm: np.ndarray
+
+
+def tree_lines(tree: VesselTree) -> list[Line]:
+    """The branches of a tree as tubes."""
+    return [Line(branch.points_lps_mm, branch.radius_mm) for branch in tree.branches]
+
+
+def path_length_mm(lines: Sequence[Line], camera: Camera) -> np.ndarray:
+    """Path length ``(rows, cols)`` float32 in mm of every pixel's ray through the union of the tubes."""
+    if not lines:
+        return np.zeros((camera.rows, camera.cols), np.float32)
+    from licag3d.phantom.tubes_numpy import project_lines_numpy
+
+    return project_lines_numpy(lines, camera).astype(np.float32)
