@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Classical vessel evidence of one frame: where vessels are, how wide, and how much contrast the ray met.
+
+Centreline first: oriented two-sided filters (:mod:`licag3d.models.vesselness`), thin ridges with checks
+(:mod:`licag3d.models.ridges`), the half width by fitting tube profiles (:mod:`licag3d.models.profiles`), and only then the
+mask, so that its skeleton is the ridge that was found. Figures and limits: docs/evidence.md.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from licag3d.models import ridges, skeleton_graph
+from licag3d.models.background import attenuation_image, background_under, fill_smooth
+from licag3d.models.profiles import fit_profiles
+from licag3d.models.ridges import RidgeRules
+from licag3d.models.vesselness import line_response, radii_px
+from licag3d.structures import VesselEvidence, View
+
+# Iodine contrast in a coronary, 1/mm (docs/physics): display values are scaled so that thick vessels show it.
+REFERENCE_ATTENUATION_PER_MM = 0.22
+BLUR_MM = 0.2
+
+
+def vessel_evidence(view: View, *, device="cpu", rules: RidgeRules | None = None) -> VesselEvidence:
+    """Find the vessels of one frame without learning; a user mask (``view.mask``) is taken instead when there is one.
+
+    ``line_integral`` is the rise of ``-log(grey)`` over the background interpolated from both sides of the vessel. For
+    ``linear`` and ``log`` images it is the line integral itself; for ``display`` images, whose transfer is unknown, it is
+    scaled so that the median of p over vessel diameter along the thick vessels is ``REFERENCE_ATTENUATION_PER_MM``.
+
+    Args:
+        view: image ``(rows, cols)``; lengths follow from ``view.camera.mm_per_pixel``.
+        device: torch device of the filters.
+        rules: thresholds, for experiments.
+
+    Example:
+        >>> import numpy as np
+        >>> from licag3d.geometry import Camera
+        >>> from licag3d.structures import View
+        >>> camera = Camera(0, 0, sid_mm=1000, sod_mm=750, spacing_row_mm=0.4, spacing_col_mm=0.4, rows=256, cols=256)
+        >>> col = np.arange(256.0)
+        >>> chord_mm = 0.3 * 2 * np.sqrt(np.maximum(4.0**2 - (col - 120.0) ** 2, 0))
+        >>> image = np.tile(0.7 * np.exp(-0.25 * chord_mm), (256, 1)).astype(np.float32)
+        >>> evidence = vessel_evidence(View(image, camera, np.ones((256, 256), bool), intensity="linear"))
+        >>> bool(evidence.mask[128, 120]), bool(evidence.mask[128, 60]), round(float(evidence.line_integral[128, 120]), 1)
+        (True, False, 0.6)
+    """
+    if view.mask is not None:
+        return evidence_from_mask(view)
+    rules = rules or RidgeRules()
+    mm = view.camera.mm_per_pixel
+    inside = inner_field(view.valid)
+    blank = _blank(view.image.shape)
+    if inside.sum() < 0.05 * inside.size:
+        return blank
+    image, known_background = _prepare(view, inside)
+    response = line_response(image, inside, radii_px(mm), device=device)
+    ridge = ridges.find_ridges(response, inside, mm, rules)
+    lines = _measure_lines(image, ridge, response, blur_px=max(0.6, BLUR_MM / mm))
+    if not lines:
+        return blank
+    distance, radius_map, score_map = _draw(lines, image.shape)
+    mask = (distance < 0) & view.valid
+    probability = np.clip(0.5 - distance, 0, 1) * _chance(score_map)
+    background = known_background
+    if background is None:
+        background = background_under(image, distance < 1.5, inside)
+    rise = np.maximum(image - background, 0.0) * np.clip(1.0 - distance, 0, 1) * view.valid
+    scale = _scale(view.intensity, rise, lines, mm)
+    confidence = np.clip(score_map / 12.0, 0, 1) * np.clip(0.5 - distance, 0, 1) * inside
+    return VesselEvidence(probability=(probability * view.valid).astype(np.float32), mask=mask,
+                          line_integral=(scale * rise).astype(np.float32), confidence=confidence.astype(np.float32),
+                          radius_px=np.where(mask, radius_map, 0).astype(np.float32))
+
+
+def evidence_from_mask(view: View) -> VesselEvidence:
+    """Evidence from the user's own ``view.mask``: width from the distance transform, line integral from the image.
+
+    Raises:
+        ValueError: the view has no mask, or one of another shape.
+    """
+    from scipy import ndimage
+
+    if view.mask is None or view.mask.shape != view.image.shape:
+        raise ValueError(f"the view needs a mask of {view.image.shape} pixels; it has "
+                         f"{None if view.mask is None else view.mask.shape}")
+    mask = np.asarray(view.mask, bool)
+    if not mask.any():
+        return _blank(view.image.shape)
+    mm = view.camera.mm_per_pixel
+    inside = inner_field(view.valid)
+    image, background = _prepare(view, inside)
+    if background is None:
+        background = background_under(image, ndimage.binary_dilation(mask, iterations=2), inside)
+    distance = ndimage.distance_transform_edt(mask)
+    from skimage.morphology import skeletonize
+
+    middle = skeletonize(mask)
+    nearest = ndimage.distance_transform_edt(~middle, return_distances=False, return_indices=True)
+    # Distance to the nearest background pixel centre is half a pixel beyond the boundary.
+    radius = np.where(mask, np.maximum(distance[tuple(nearest)] - 0.5, 0.5), 0.0)
+    rise = np.where(mask, np.maximum(image - background, 0.0), 0.0)
+    rows, cols = np.nonzero(middle)
+    lines = [(np.stack([cols, rows], 1).astype(float), radius[rows, cols], np.full(len(rows), 10.0))]
+    scale = _scale(view.intensity, rise, lines, mm)
+    return VesselEvidence(probability=mask.astype(np.float32), mask=mask, line_integral=(scale * rise).astype(np.float32),
+                          confidence=(mask & view.valid).astype(np.float32), radius_px=radius.astype(np.float32))
+
+
+def inner_field(valid: np.ndarray) -> np.ndarray:
+    """The X-ray field without its rim: penumbra of the collimator, and the edge pixels of an image, which are often off."""
+    from scipy import ndimage
+
+    return ndimage.binary_erosion(np.asarray(valid, bool), iterations=max(2, min(valid.shape) // 128))
+
+
+def _blank(shape) -> VesselEvidence:
+    zero = np.zeros(shape, np.float32)
+    return VesselEvidence(zero, zero.copy(), zero.copy(), zero.copy(), np.zeros(shape, bool))
+
+
+def _prepare(view: View, inside: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """The attenuation image, continued over the border, and the known background (zero) when a mask frame is given."""
+    image = attenuation_image(view.image, view.intensity)
+    if view.background is None:
+        return fill_smooth(image, inside), None
+    before = attenuation_image(view.background, view.intensity)
+    # Exposure may differ between the two frames: the median difference is not vessel.
+    difference = image - before
+    difference = difference - np.median(difference[inside])
+    return fill_smooth(difference, inside), np.zeros_like(difference)
+
+
+def _measure_lines(image, ridge, response, *, blur_px: float):
+    """Chains of refined points ``(n, 2)`` (col, row) with radius ``(n,)`` px and score ``(n,)``."""
+    from scipy import ndimage
+
+    from licag3d.models import centerline2d as trace
+
+    if not ridge.any():
+        return []
+    graph = skeleton_graph.build(ndimage.binary_dilation(ridge, np.ones((3, 3))))
+    graph.join_through()
+    lines = []
+    for piece in graph.pieces:
+        points = graph.line(piece)[:, ::-1]
+        if len(points) < 3:
+            continue
+        (points,) = trace._resample(points)
+        points = trace._smooth(points, 1.5)
+        tangent = trace._tangent(points)
+        row, col = (np.clip(np.rint(points[:, k]).astype(int), 0, image.shape[1 - k] - 1) for k in (1, 0))
+        first = response.radius_px[row, col]
+        fit = fit_profiles(image, points, tangent, first, blur_px=blur_px)
+        trust = fit.explained * np.maximum(fit.contrast, 0) + 1e-9
+        radius = np.exp(_mean_along(np.log(fit.radius_px), trust))
+        shift = _mean_along(np.clip(fit.shift_px, -1, 1), trust)
+        points = points + shift[:, None] * np.stack([-tangent[:, 1], tangent[:, 0]], 1)
+        score = ndimage.gaussian_filter1d(response.score[row, col], 3.0, mode="nearest")
+        lines.append((points, radius, score))
+    return lines
+
+
+def _mean_along(values, weights, sigma: float = 2.5):
+    from scipy import ndimage
+
+    values = ndimage.median_filter(values, min(7, len(values)), mode="nearest")
+    top = ndimage.gaussian_filter1d(values * weights, sigma, mode="nearest")
+    return top / ndimage.gaussian_filter1d(weights, sigma, mode="nearest")
+
+
+def _draw(lines, shape):
+    """Signed distance to the union of discs along the lines (px, inside negative), and radius and score nearest."""
+    from scipy import ndimage
+
+    distance = np.full(shape, np.inf)
+    radius_at, score_at = np.zeros(shape), np.zeros(shape)
+    for points, radius, score in lines:
+        for half in np.unique(np.ceil(radius + 3).astype(int)):
+            chosen = np.ceil(radius + 3).astype(int) == half
+            window = np.stack(np.meshgrid(np.arange(-half, half + 1), np.arange(-half, half + 1)), -1).reshape(-1, 2)
+            pixel = np.rint(points[chosen]).astype(int)[:, None] + window[None]
+            gap = np.linalg.norm(pixel - points[chosen][:, None], axis=-1) - radius[chosen][:, None]
+            fits = (pixel[..., 0] >= 0) & (pixel[..., 0] < shape[1]) & (pixel[..., 1] >= 0) & (pixel[..., 1] < shape[0])
+            np.minimum.at(distance, (pixel[..., 1][fits], pixel[..., 0][fits]), gap[fits])
+        row, col = (np.clip(np.rint(points[:, k]).astype(int), 0, shape[1 - k] - 1) for k in (1, 0))
+        np.maximum.at(radius_at, (row, col), radius)
+        np.maximum.at(score_at, (row, col), score)
+    nearest = ndimage.distance_transform_edt(radius_at == 0, return_distances=False, return_indices=True)
+    near = distance < 3
+    return distance, np.where(near, radius_at[tuple(nearest)], 0), np.where(near, score_at[tuple(nearest)], 0)
+
+
+def _chance(score: np.ndarray) -> np.ndarray:
+    """Probability that a ridge of this score is a vessel."""
+    return 1.0 / (1.0 + np.exp(-(score - 2.5) / 0.9))
+
+
+def _scale(intensity: str, rise: np.ndarray, lines, mm_per_pixel: float) -> float:
+    """Factor from the rise of ``-log(grey)`` to the line integral; one for known intensities."""
+    from scipy import ndimage
+
+    if intensity in ("linear", "log"):
+        return 1.0
+    points = np.concatenate([p for p, _, _ in lines])
+    radius = np.concatenate([r for _, r, _ in lines])
+    depth = ndimage.map_coordinates(ndimage.gaussian_filter(rise, 0.7), [points[:, 1], points[:, 0]], order=1)
+    # Thin vessels lose depth to blur: only the thickest third, at least two pixels in radius if any are.
+    thick = radius >= max(min(2.0, float(radius.max())), float(np.quantile(radius, 0.67)))
+    ratio = float(np.median(depth[thick] / (2 * radius[thick] * mm_per_pixel)))
+    return REFERENCE_ATTENUATION_PER_MM / ratio if ratio > 1e-6 else 0.0
