@@ -67,12 +67,12 @@ def score_folder(pred_folder: Path, truth_folder: Path) -> dict:
     Raises:
         InputError: the truth is missing or wrong.
     """
-    from licag3d.metrics.files import read_cameras, read_centerlines_json
+    from licag3d.metrics.files import read_cameras, read_tree
     from licag3d.metrics.scores import failure_scores, score
 
     truth = read_truth(truth_folder)
     try:
-        tree = read_centerlines_json(pred_folder / "centerlines.json")
+        tree = read_tree(pred_folder / "centerlines.json")
         path = pred_folder / "cameras.json"
         cameras = read_cameras(path) if path.exists() else None
     except InputError as error:
@@ -89,10 +89,10 @@ def read_truth(folder: Path):
     Raises:
         InputError: something is missing or wrong.
     """
-    from licag3d.metrics.files import read_cameras, read_centerlines_json
+    from licag3d.metrics.files import read_cameras, read_tree
     from licag3d.metrics.scores import Truth
 
-    tree = read_centerlines_json(folder / "centerlines.json")
+    tree = read_tree(folder / "centerlines.json")
     if tree.length_mm <= 0:
         raise InputError(f"{folder / 'centerlines.json'} holds no vessel; give a truth with at least one branch")
     held_out = folder / "held_out" / "cameras.json"

@@ -44,5 +44,5 @@ def wire_line(rng: np.random.Generator, tree: VesselTree, catheter: Line) -> Lin
     if ways:
         way = max(ways, key=lambda branch: len(branch.points_lps_mm))
         points.append(way.points_lps_mm[: int(len(way.points_lps_mm) * rng.uniform(0.5, 0.9))])
-    line = np.concatenate(points)
+    line = np.concatenate([points[0], *(part[1:] for part in points[1:])])  # joints once: no piece of length zero
     return Line(line, np.full(len(line), 0.18))

@@ -18,12 +18,14 @@ from licag3d.structures import VesselTree
 
 @dataclass(frozen=True)
 class ViewTruth:
-    """One view: ``true_camera`` with its offset, ``user_camera`` without, ``image`` uint8, ``line_integral`` float32
-    (p = mu x path length, no unit), ``mask`` bool; all images ``(rows, cols)``."""
+    """One view: ``true_camera`` with its offset, ``user_camera`` without; ``image`` uint8, ``measured`` float32 (minus log
+    of the detected intensity), ``line_integral`` float32 (p = mu x path length of the vessels, no unit) and ``mask`` bool,
+    all ``(rows, cols)``."""
 
     true_camera: Camera
     user_camera: Camera
     image: np.ndarray
+    measured: np.ndarray
     line_integral: np.ndarray
     mask: np.ndarray
 
@@ -90,8 +92,10 @@ def simulate_case(seed: int, artery: str, *, views: int = 2, separation_deg: flo
     Raises:
         InputError: a value out of range.
     """
-    _check(seed, artery, views, separation_deg, offset_mm, angle_error_deg, background, rows, cols, isocentre_distance_mm,
-           held_out)
+    settings = {"views": views, "separation_deg": separation_deg, "offset_mm": offset_mm,
+                "angle_error_deg": angle_error_deg, "background": background, "rows": rows, "cols": cols,
+                "isocentre_distance_mm": isocentre_distance_mm, "held_out": held_out}
+    check_settings(seed=seed, artery=artery, **settings)
     rng = np.random.default_rng([int(seed), 10 + ("rca", "lca").index(artery), round(1000 * separation_deg)])
     tree, heart_centre = _placed(sample_tree(seed, artery), rng.uniform(-1, 1, 3) * isocentre_distance_mm)
     geometry = view_choice.choose_geometry(rng)
@@ -110,11 +114,10 @@ def simulate_case(seed: int, artery: str, *, views: int = 2, separation_deg: flo
         chest = np.random.default_rng([int(seed), 50])
         thorax = sample_thorax(chest, sample_patient(seed).heart, heart_centre)
         surroundings = sample_surroundings(chest, tree, thorax)
-    truths = [render_frame(tree, camera, exposure, surroundings, seed=[int(seed), 40, k]) for k, camera in
+    frames = [render_frame(tree, camera, exposure, surroundings, seed=[int(seed), 40, k]) for k, camera in
               enumerate(true + hidden)]
-    made = [ViewTruth(camera, read, *truth) for camera, read, truth in zip(true + hidden, user + hidden, truths, strict=True)]
-    settings = {"views": views, "separation_deg": separation_deg, "offset_mm": offset_mm, "angle_error_deg": angle_error_deg,
-                "background": background, "rows": rows, "cols": cols, "isocentre_distance_mm": isocentre_distance_mm}
+    made = [ViewTruth(camera, read, frame.image, frame.measured, frame.line_integral, frame.mask)
+            for camera, read, frame in zip(true + hidden, user + hidden, frames, strict=True)]
     return Case(int(seed), artery, tree, tuple(made[:views]), tuple(made[views:]), exposure.mu_per_mm, settings)
 
 
@@ -134,15 +137,23 @@ def _held_out_angles(rng: np.random.Generator, angles: list[tuple[float, float]]
     return chosen[len(angles):]
 
 
-def _check(seed, artery, views, separation_deg, offset_mm, angle_error_deg, background, rows, cols, distance_mm, held_out) -> None:
+def check_settings(*, seed: int = 0, artery: str = "rca", views: int = 2, separation_deg: float = 60.0,
+                   offset_mm: float = 0.0, angle_error_deg: float = 0.0, background: str = "flat", rows: int = 512,
+                   cols: int = 512, isocentre_distance_mm: float = 20.0, held_out: int = 1) -> None:
+    """Refuse settings out of range.
+
+    Raises:
+        InputError: naming the setting, its value and the range.
+    """
     if artery not in ("rca", "lca"):
         raise InputError(f"artery is '{artery}'; choose rca or lca")
     if background not in ("flat", "full"):
         raise InputError(f"background is '{background}'; choose flat or full")
     for name, value, low, high, unit in (
-            ("seed", seed, 0, 2**32 - 1, ""), ("views", views, 1, 4, ""), ("separation", separation_deg, 20, 110, " degrees"),
-            ("offset", offset_mm, 0, 80, " mm"), ("angle error", angle_error_deg, 0, 10, " degrees"),
-            ("rows", rows, 64, 2048, ""), ("cols", cols, 64, 2048, ""), ("distance from the isocentre", distance_mm, 0, 80, " mm"),
+            ("seed", seed, 0, 2**32 - 1, ""), ("number of views", views, 1, 4, ""),
+            ("separation", separation_deg, 20, 110, " degrees"), ("offset", offset_mm, 0, 80, " mm"),
+            ("angle error", angle_error_deg, 0, 10, " degrees"), ("number of rows", rows, 64, 2048, ""),
+            ("number of columns", cols, 64, 2048, ""), ("distance from the isocentre", isocentre_distance_mm, 0, 80, " mm"),
             ("number of held-out views", held_out, 0, 4, "")):
         if not low <= value <= high:  # also catches NaN
             raise InputError(f"{name} is {value}; give {low} to {high}{unit}")

@@ -63,11 +63,22 @@ def sample_surroundings(rng: np.random.Generator, tree: VesselTree, thorax: Thor
     return Surroundings(thorax, catheter, wire, float(rng.uniform(0.1, 0.35)) if rng.random() < 0.3 else 0.0)
 
 
-def render_frame(tree: VesselTree, camera: Camera, exposure: Exposure, surroundings: Surroundings | None, seed: list[int]
-                 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One view: display image uint8 (vessels dark), vessel line integral float32, vessel mask bool, each ``(rows, cols)``.
+@dataclass(frozen=True)
+class Frame:
+    """One rendered view, all ``(rows, cols)``: display ``image`` uint8 (vessels dark), ``measured`` float32 (minus the
+    logarithm of the detected intensity, with everything in the beam), vessel ``line_integral`` float32 and ``mask`` bool."""
 
-    Without surroundings the background is uniform. The mask is every pixel whose ray through its centre meets a vessel.
+    image: np.ndarray
+    measured: np.ndarray
+    line_integral: np.ndarray
+    mask: np.ndarray
+
+
+def render_frame(tree: VesselTree, camera: Camera, exposure: Exposure, surroundings: Surroundings | None,
+                 seed: list[int]) -> Frame:
+    """X-ray frame of a tree; without surroundings the background is uniform.
+
+    The mask is every pixel whose ray through its centre meets a vessel.
     """
     from scipy.ndimage import gaussian_filter
 
@@ -77,17 +88,19 @@ def render_frame(tree: VesselTree, camera: Camera, exposure: Exposure, surroundi
     blur = exposure.blur_px(camera)
     if surroundings is None:
         noisy = _detected(rng, np.exp(-line_integral), exposure, blur, scatter=0.0)
-        return _to_bytes(185.0 * noisy), line_integral, path_mm > 0
+        return Frame(_to_bytes(185.0 * noisy), _minus_log(noisy), line_integral, path_mm > 0)
     total = line_integral + _device_integral(rng, surroundings, tree, camera, exposure)
     behind = thorax_integral(surroundings.thorax, camera)
     total += behind - np.median(behind)
     total += rng.uniform(0.04, 0.08) * cloud(rng, camera.rows, camera.cols, rng.uniform(1.25, 1.6))
-    total += rng.uniform(0.012, 0.028) * gaussian_filter(rng.standard_normal(total.shape).astype(np.float32), 2.2) * 7.8
+    # Grain of muscle and lung, a few pixels wide.
+    grain = gaussian_filter(rng.standard_normal(total.shape).astype(np.float32), 2.2)
+    total += rng.uniform(0.012, 0.028) * grain / grain.std()
     primary = np.exp(-np.clip(total, -4, 9))
-    # Scatter is the primary spread over centimetres; its share sets the veil over the whole frame.
     noisy = _detected(rng, primary / np.median(primary), exposure, blur, scatter=exposure.scatter)
-    image = _display(rng, noisy)
-    return _to_bytes(image * _collimator(rng, camera.rows, camera.cols)), line_integral, path_mm > 0
+    grey = _display(rng, noisy)
+    shutter = _collimator(rng, camera.rows, camera.cols)
+    return Frame(_to_bytes(grey * shutter), _minus_log(noisy * shutter), line_integral, path_mm > 0)
 
 
 def _device_integral(rng: np.random.Generator, surroundings: Surroundings, tree: VesselTree, camera: Camera, exposure: Exposure
@@ -147,6 +160,10 @@ def _collimator(rng: np.random.Generator, rows: int, cols: int) -> np.ndarray:
 
     floor = rng.uniform(0.0, 0.08)
     return (floor + (1 - floor) * shutter(rows)[:, None] * shutter(cols)[None]).astype(np.float32)
+
+
+def _minus_log(intensity: np.ndarray) -> np.ndarray:
+    return -np.log(np.maximum(intensity, 1e-4)).astype(np.float32)
 
 
 def _to_bytes(image: np.ndarray) -> np.ndarray:
