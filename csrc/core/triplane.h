@@ -64,7 +64,7 @@ LICAG3D_HD ClippedRay clip_ray(const TriplaneBox &box, const double *origin, con
     }
   }
   ray.norm_mm = sqrt(direction[0] * direction[0] + direction[1] * direction[1] + direction[2] * direction[2]);
-  ray.hit = hit && ray.leave > ray.entry && ray.norm_mm < 1e30;
+  ray.hit = hit && ray.leave > ray.entry && ray.norm_mm > 0.0 && ray.norm_mm < 1e30;
   if (!ray.hit) return ray;
   for (int a = 0; a < 3; ++a) {
     const double first = to_texel(box, a, origin[a] + ray.entry * direction[a]);

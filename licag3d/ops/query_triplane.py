@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 
 from licag3d.ops import triplane_native
+from licag3d.ops.reference import triplane as twin
 from licag3d.ops.triplane_checks import check_field, check_native, check_points
 from licag3d.ops.triplane_decoder import TriplaneDecoder
 
@@ -41,6 +42,8 @@ def query_triplane(planes: torch.Tensor, decoder: TriplaneDecoder, points_mm: to
     center_mm, size_mm = check_field(planes, decoder, box_center_mm, box_size_mm)
     check_native(planes)
     check_points(points_mm, planes)
+    if not triplane_native.ready(planes.device.type):
+        return twin.query_triplane(planes, decoder, points_mm, box_center_mm=center_mm, box_size_mm=size_mm)
     batch = planes if planes.ndim == 5 else planes[None]
     value = triplane_native.query(batch, decoder.weight_1, decoder.bias_1, decoder.weight_2, decoder.output_bias(),
                                   points_mm, list(center_mm), size_mm)

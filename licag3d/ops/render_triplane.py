@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 
 from licag3d.ops import triplane_native
+from licag3d.ops.reference import triplane as twin
 from licag3d.ops.triplane_checks import AnyRays, check_field, check_native, check_samples, rays_of
 from licag3d.ops.triplane_decoder import TriplaneDecoder
 
@@ -55,6 +56,9 @@ def render_triplane(planes: torch.Tensor, decoder: TriplaneDecoder, cameras: Any
     check_native(planes)
     check_samples(samples)
     origin_mm, to_pixel_mm = rays_of(cameras, planes)
+    if not triplane_native.ready(planes.device.type):
+        return twin.render_triplane(planes, decoder, cameras, box_center_mm=center_mm, box_size_mm=size_mm,
+                                    samples=samples)
     batch = planes if planes.ndim == 5 else planes[None]
     value = triplane_native.render(batch, decoder.weight_1, decoder.bias_1, decoder.weight_2, decoder.output_bias(),
                                    origin_mm, to_pixel_mm, list(center_mm), size_mm, int(samples))

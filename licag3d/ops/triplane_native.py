@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tri-plane operators as ``torch.library`` custom ops: native kernels, fakes, gradients, and the twin as fallback.
+"""The tri-plane operators as ``torch.library`` custom ops: native kernels, fakes and gradients.
 
 Both ops return the field without ``mu_scale``: it is linear, so the public functions multiply by it in torch. The
 backward passes recompute everything from the inputs; nothing per sample is kept between the two.
@@ -8,13 +8,16 @@ backward passes recompute everything from the inputs; nothing per sample is kept
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
 
 import torch
 
 from licag3d.ops import native
-from licag3d.ops.reference import triplane as twin
-from licag3d.ops.triplane_decoder import TriplaneDecoder
+
+
+@torch.compiler.assume_constant_result
+def ready(device_type: str) -> bool:
+    """Whether native kernels exist for a device; a compiled graph keeps the answer it was built with."""
+    return native.available(torch.device(device_type))
 
 
 class FieldArrays(ctypes.Structure):
@@ -40,9 +43,6 @@ def render(planes: torch.Tensor, weight_1: torch.Tensor, bias_1: torch.Tensor, w
            box_size_mm: float, samples: int) -> torch.Tensor:
     """``planes`` (B, 3, C, R, R), rays (1 or B, ..., 3); returns (B, ...)."""
     out = _render_output(planes, to_pixel_mm)
-    if not native.available(planes.device):
-        return _twin_render(planes, weight_1, bias_1, weight_2, bias_2, origin_mm, to_pixel_mm, box_center_mm,
-                            box_size_mm, samples)
     field, alive = _pack_field(planes, weight_1, bias_1, weight_2, bias_2, box_center_mm, box_size_mm)
     rays, rays_alive = native.pack_rays(origin_mm, to_pixel_mm)
     native.call("render_triplane", planes.device, field, rays, ctypes.c_int32(origin_mm.shape[0] > 1),
@@ -59,12 +59,10 @@ def _(planes, weight_1, bias_1, weight_2, bias_2, origin_mm, to_pixel_mm, box_ce
 @torch.library.custom_op("licag3d::render_triplane_backward", mutates_args=())
 def render_backward(planes: torch.Tensor, weight_1: torch.Tensor, bias_1: torch.Tensor, weight_2: torch.Tensor,
                     bias_2: torch.Tensor, origin_mm: torch.Tensor, to_pixel_mm: torch.Tensor,
-                    box_center_mm: list[float], box_size_mm: float, samples: int, grad: torch.Tensor, wanted: list[bool]) -> list[torch.Tensor]:
+                    box_center_mm: list[float], box_size_mm: float, samples: int, grad: torch.Tensor,
+                    wanted: list[bool]) -> list[torch.Tensor]:
     """Gradients of the seven tensors; an unwanted one is empty."""
     inputs = (planes, weight_1, bias_1, weight_2, bias_2, origin_mm, to_pixel_mm)
-    if not native.available(planes.device):
-        return _twin_gradients(inputs, wanted, grad, lambda *tensors: _twin_render(*tensors, box_center_mm, box_size_mm,
-                                                                                  samples))
     field, alive = _pack_field(planes, weight_1, bias_1, weight_2, bias_2, box_center_mm, box_size_mm)
     rays, rays_alive = native.pack_rays(origin_mm, to_pixel_mm)
     arrays, gradients = _gradient_arrays(inputs, wanted)
@@ -83,11 +81,10 @@ def _(planes, weight_1, bias_1, weight_2, bias_2, origin_mm, to_pixel_mm, box_ce
 
 @torch.library.custom_op("licag3d::query_triplane", mutates_args=())
 def query(planes: torch.Tensor, weight_1: torch.Tensor, bias_1: torch.Tensor, weight_2: torch.Tensor,
-          bias_2: torch.Tensor, points_mm: torch.Tensor, box_center_mm: list[float], box_size_mm: float) -> torch.Tensor:
+          bias_2: torch.Tensor, points_mm: torch.Tensor, box_center_mm: list[float],
+          box_size_mm: float) -> torch.Tensor:
     """``planes`` (B, 3, C, R, R), ``points_mm`` (..., 3); returns (B, ...)."""
     out = _query_output(planes, points_mm)
-    if not native.available(planes.device):
-        return _twin_query(planes, weight_1, bias_1, weight_2, bias_2, points_mm, box_center_mm, box_size_mm)
     field, alive = _pack_field(planes, weight_1, bias_1, weight_2, bias_2, box_center_mm, box_size_mm)
     points = points_mm.detach().contiguous()
     native.call("query_triplane", planes.device, field, points, ctypes.c_int32(points.dtype == torch.float64),
@@ -107,8 +104,6 @@ def query_backward(planes: torch.Tensor, weight_1: torch.Tensor, bias_1: torch.T
                    grad: torch.Tensor, wanted: list[bool]) -> list[torch.Tensor]:
     """Gradients of the six tensors; an unwanted one is empty."""
     inputs = (planes, weight_1, bias_1, weight_2, bias_2, points_mm)
-    if not native.available(planes.device):
-        return _twin_gradients(inputs, wanted, grad, lambda *tensors: _twin_query(*tensors, box_center_mm, box_size_mm))
     field, alive = _pack_field(planes, weight_1, bias_1, weight_2, bias_2, box_center_mm, box_size_mm)
     points = points_mm.detach().contiguous()
     arrays, gradients = _gradient_arrays(inputs, wanted)
@@ -178,23 +173,3 @@ def _finish_gradients(inputs, gradients, wanted) -> list[torch.Tensor]:
 
 def _fake_gradients(inputs, wanted) -> list[torch.Tensor]:
     return [tensor.new_empty(tensor.shape if want else 0) for tensor, want in zip(inputs, wanted, strict=True)]
-
-
-def _twin_render(planes, weight_1, bias_1, weight_2, bias_2, origin_mm, to_pixel_mm, box_center_mm, box_size_mm,
-                 samples) -> torch.Tensor:
-    decoder = TriplaneDecoder(weight_1, bias_1, weight_2, bias_2)
-    return twin.render_batch(planes, decoder, origin_mm, to_pixel_mm, box_center_mm, box_size_mm, samples)
-
-
-def _twin_query(planes, weight_1, bias_1, weight_2, bias_2, points_mm, box_center_mm, box_size_mm) -> torch.Tensor:
-    decoder = TriplaneDecoder(weight_1, bias_1, weight_2, bias_2)
-    return twin.query_batch(planes, decoder, points_mm, box_center_mm, box_size_mm)
-
-
-def _twin_gradients(inputs: tuple[torch.Tensor, ...], wanted: list[bool], grad: torch.Tensor,
-                    function: Callable[..., torch.Tensor]) -> list[torch.Tensor]:
-    tensors = [tensor.detach().requires_grad_(want) for tensor, want in zip(inputs, wanted, strict=True)]
-    with torch.enable_grad():
-        value = function(*tensors)
-    found = iter(torch.autograd.grad(value, [t for t in tensors if t.requires_grad], grad.to(value.dtype)))
-    return [next(found) if want else tensor.new_empty(0) for tensor, want in zip(tensors, wanted, strict=True)]

@@ -75,7 +75,7 @@ def clip_to_box(origin_mm: torch.Tensor, to_pixel_mm: torch.Tensor, center_mm: S
     # max and min with an index take the gradient of one face where two tie; amax would share it.
     entry = near.max(-1).values.clamp(min=0.0)
     leave = far.min(-1).values.clamp(max=1.0)
-    hit = leave > entry
+    hit = (leave > entry) & ~parallel.all(-1)
     return torch.where(hit, entry, 0.0), torch.where(hit, leave, 0.0), hit
 
 
