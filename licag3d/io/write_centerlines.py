@@ -134,7 +134,7 @@ def write_centerlines_vtp(path: str | Path, tree: VesselTree) -> None:
                _array("Int32", "BranchId", np.repeat(branch_ids, counts).tolist())]
     if any(b.confidence is not None for b in branches):
         # -1 stands for unknown: the ASCII encoding has no portable NaN.
-        values = [np.full(n, -1.0) if b.confidence is None else b.confidence for b, n in zip(branches, counts, strict=True)]
+        values = [np.full(len(b.radius_mm), -1.0) if b.confidence is None else b.confidence for b in branches]
         scalars.append(_array("Float32", "Confidence", [f"{v:.4g}" for v in np.concatenate(values)]))
     cells = [_array("Int32", "BranchId", branch_ids),
              _array("Int32", "ParentId", [str(-1 if b.parent is None else int(b.parent)) for b in branches])]
