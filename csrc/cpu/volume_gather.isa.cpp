@@ -13,7 +13,13 @@ Plane plane_of(const licag3d_grid &grid, const float *volume, const int axis[3],
 }
 
 template <bool kGradient>
-void sum_planes(const licag3d_grid &grid, const float *volume, const PlanePacket &packet, PlaneSums *sums) {
+void sum_planes(licag3d_grid grid, const float *volume, const float *turned, const PlanePacket &packet, PlaneSums *sums) {
+  if (turned != nullptr && packet.axis[2] == 0) {
+    volume = turned;
+    grid.stride[0] = grid.size[1];
+    grid.stride[1] = 1;
+    grid.stride[2] = static_cast<int64_t>(grid.size[0]) * grid.size[1];
+  }
   alignas(64) float value[kLanes] = {}, gu[kLanes] = {}, gv[kLanes] = {}, hu[kLanes] = {}, hv[kLanes] = {},
                     low[kLanes] = {}, high[kLanes] = {};
   const auto edge = [&](int from, int to) {
@@ -111,7 +117,7 @@ void project_planes(const ProjectTask &task, int64_t begin, int64_t end) {
       [&](const Builder<PlanePacket, PlaneRay> &builder) {
         const PlanePacket &packet = builder.packet;
         PlaneSums sums[kLanes];
-        sum_planes<false>(*task.grid, task.volume, packet, sums);
+        sum_planes<false>(*task.grid, task.volume, task.turned, packet, sums);
         for (int l = 0; l < packet.count; ++l) task.projections[packet.ray[l]] = packet.scale[l] * sums[l].value;
       },
       [&](int64_t i, int valid) { task.projections[i] = empty_value(valid); });
@@ -135,7 +141,7 @@ void grad_rays_planes(const ProjectTask &task, int64_t begin, int64_t end) {
       [&](const Builder<PlanePacket, PlaneRay> &builder) {
         const PlanePacket &packet = builder.packet;
         PlaneSums sums[kLanes];
-        sum_planes<true>(*task.grid, task.volume, packet, sums);
+        sum_planes<true>(*task.grid, task.volume, nullptr, packet, sums);
         for (int l = 0; l < packet.count; ++l)
           add_gradient(task, packet.ray[l], task.weights[packet.ray[l]],
                        plane_gradient(*task.grid, builder.grid_rays[l], builder.rays[l], packet.centre, sums[l]));

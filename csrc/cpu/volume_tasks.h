@@ -13,6 +13,7 @@ struct ProjectTask {
   const licag3d_grid *grid;
   const licag3d_rays *rays;
   const float *volume;
+  const float *turned;    // the same with x and y exchanged (size[1] is the fastest index), or NULL
   float *projections;     // written by project, or
   const float *weights;   // read by grad_rays, which adds to
   float *grad_origin;
