@@ -92,9 +92,38 @@ def _grow(patient: Patient, artery: str, rng: np.random.Generator) -> VesselTree
                 return None
     diameters = _calibres(grown)
     ids = {name: number for number, name in enumerate(grown)}
-    return VesselTree(tuple(
-        Branch(ids[name], None if item.plan.parent is None else ids[item.plan.parent], item.points, 0.5 * diameters[name], name)
-        for name, item in grown.items()))
+    tree = VesselTree(tuple(
+        Branch(ids[name], ids.get(item.plan.parent), item.points, 0.5 * diameters[name], name) for name, item in grown.items()))
+    # Daughters at the end of a vessel got their calibre from it only now.
+    return tree if overlapping_branches(tree) is None else None
+
+
+def overlapping_branches(tree: VesselTree) -> tuple[str, str] | None:
+    """Names of two branches whose lumens touch outside the junctions, or None.
+
+    The first ``junction_mm`` of a branch may lie in its parent, and beside a sibling.
+    """
+    from scipy.spatial import cKDTree
+
+    by_id = {branch.id: branch for branch in tree.branches}
+    searches = [cKDTree(branch.points_lps_mm) for branch in tree.branches]
+    for branch in tree.branches:
+        if branch.parent is None:
+            continue
+        skip = round(junction_mm(by_id[branch.parent].radius_mm[0]) / SAMPLE_MM)
+        own, radius = branch.points_lps_mm[skip:], branch.radius_mm[skip:]
+        for other, search in zip(tree.branches, searches, strict=True):
+            if other.id == branch.id or other.parent == branch.id or len(own) == 0:
+                continue
+            other_radius = other.radius_mm
+            if other.parent == branch.parent:
+                if len(other.points_lps_mm) <= skip:
+                    continue
+                search, other_radius = cKDTree(other.points_lps_mm[skip:]), other_radius[skip:]
+            distance, index = search.query(own)
+            if np.any(distance <= radius + other_radius[index]):
+                return branch.name, other.name
+    return None
 
 
 def _draw_branch(plan: Plan, patient: Patient, artery: str, grown: dict[str, _Grown], rng: np.random.Generator) -> _Grown | None:
