@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From matched points to one vessel tree: curves, their joints, smoothing, radii."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from licag3d.geometry import Camera
+from licag3d.inversion.chains import Chains
+from licag3d.inversion.matching import Match
+from licag3d.structures import VesselTree
+from licag3d.vessels.graph import trace_tree
+from licag3d.vessels.tree import Join, connect_components, resample_tree
+
+
+@dataclass(frozen=True)
+class AssemblySettings:
+    """Lengths in mm.
+
+    Args:
+        same_mm: a piece of the second view that stays this near to a curve of the first is the same vessel.
+        break_mm: a path is cut where it jumps farther than this in one step.
+        shortest_mm: shorter curves are left out.
+        smooth_mm: standard deviation of the smoothing along a curve.
+        attach_mm: the end of a curve joins another curve nearer than this, plus that one's radius.
+        bridge_mm: separate pieces nearer than this are joined by a bridge (reported).
+        spur_mm: side branches sticking out of their parent by less are dropped.
+        step_mm: spacing of the tree's points.
+    """
+
+    same_mm: float = 2.0
+    break_mm: float = 3.0
+    shortest_mm: float = 2.0
+    smooth_mm: float = 1.2
+    attach_mm: float = 2.5
+    bridge_mm: float = 12.0
+    spur_mm: float = 2.0
+    step_mm: float = 0.5
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One stretch of matched centreline: ``points_mm`` ``(n, 3)``, ``radius_mm`` and ``confidence`` ``(n,)``; ``nodes`` are the 2D
+    graph nodes at its two ends as (view, node), or None where it ends within a piece."""
+
+    points_mm: np.ndarray
+    radius_mm: np.ndarray
+    confidence: np.ndarray
+    nodes: tuple[tuple[int, int] | None, tuple[int, int] | None]
+
+
+def matched_curves(match: Match, cameras: tuple[Camera, Camera], settings: AssemblySettings) -> list[Curve]:
+    """Curves of the first view, and those of the second that the first has not got."""
+    from scipy.spatial import cKDTree
+
+    curves = _runs(match, 0, cameras[0], np.isfinite(match.points_mm[0][:, 0]), settings)
+    fresh = np.isfinite(match.points_mm[1][:, 0])
+    if curves:
+        known = cKDTree(np.concatenate([curve.points_mm for curve in curves]))
+        fresh[fresh] = known.query(match.points_mm[1][fresh])[0] > settings.same_mm
+    return curves + _runs(match, 1, cameras[1], fresh, settings)
+
+
+def _runs(match: Match, side: int, camera: Camera, use: np.ndarray, settings: AssemblySettings) -> list[Curve]:
+    chains: Chains = match.chains[side]
+    points, curves = match.points_mm[side], []
+    partner = match.partner[side]
+    other = match.chains[1 - side].radius_mm
+    # Half widths were scaled at the isocentre; the depth of the point says how large the vessel is.
+    depth = camera.project(np.nan_to_num(points))[1] / camera.sod_mm
+    radius = chains.radius_mm.copy()
+    both = partner >= 0
+    # Where two vessels overlap the shadow is wider: the thinner of both readings is the vessel.
+    radius[both] = np.minimum(radius[both], 1.15 * other[partner[both]])
+    for p in range(chains.pieces):
+        rows = np.arange(chains.start[p], chains.start[p + 1])
+        rows = rows[use[rows]]
+        if len(rows) < 2:
+            continue
+        step = np.linalg.norm(np.diff(points[rows], axis=0), axis=1)
+        cut = (np.diff(rows) > 2) | (step > np.maximum(settings.break_mm, 6 * chains.step_mm[rows[1:]]))
+        for run in np.split(rows, np.flatnonzero(cut) + 1):
+            if len(run) < 3:
+                continue
+            arc = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(points[run], axis=0), axis=1))])
+            image_mm = chains.step_mm[run[1:]].sum()
+            if image_mm < settings.shortest_mm:
+                continue
+            ends = tuple((side, int(chains.node[p, e])) if at == limit else None for e, at, limit in
+                         ((0, run[0], chains.start[p]), (1, run[-1], chains.start[p + 1] - 1)))
+            smooth = _smoothed(points[run], np.cumsum(chains.step_mm[run]), settings.smooth_mm)
+            del arc
+            curves.append(Curve(smooth, (radius * depth)[run], match.confidence[side][run], ends))
+    return curves
+
+
+def _smoothed(points: np.ndarray, arc: np.ndarray, sigma_mm: float) -> np.ndarray:
+    """Local linear regression along the arc: smooths without shrinking ends or bends toward the chord."""
+    lag = arc[:, None] - arc[None, :]
+    weight = np.exp(-0.5 * (lag / max(sigma_mm, 1e-3)) ** 2)
+    total = weight.sum(1)
+    mean = (weight * -lag).sum(1) / total
+    spread = (weight * lag**2).sum(1) / total - mean**2
+    value = weight @ points / total[:, None]
+    cross = (weight * -lag) @ points / total[:, None] - mean[:, None] * value
+    return value - np.where(spread > 1e-9, mean / np.maximum(spread, 1e-9), 0.0)[:, None] * cross
+
+
+def assemble_tree(curves: list[Curve], settings: AssemblySettings) -> tuple[VesselTree, tuple[Join, ...]]:
+    """Join curves into one tree.
+
+    Returns:
+        The tree (pieces farther apart than ``bridge_mm`` keep roots of their own), and the bridges laid.
+    """
+    from scipy.spatial import cKDTree
+
+    if not curves:
+        return VesselTree(), ()
+    points = np.concatenate([curve.points_mm for curve in curves])
+    radius = np.concatenate([curve.radius_mm for curve in curves])
+    confidence = np.concatenate([curve.confidence for curve in curves])
+    owner = np.repeat(np.arange(len(curves)), [len(curve.points_mm) for curve in curves])
+    first = np.concatenate([[0], np.cumsum([len(curve.points_mm) for curve in curves])])
+    edges = [np.stack([np.arange(a, b - 1), np.arange(a + 1, b)], axis=1) for a, b in zip(first[:-1], first[1:], strict=True)]
+    tree = cKDTree(points)
+    joints = []
+    for k, curve in enumerate(curves):
+        for end, at in ((0, first[k]), (1, first[k + 1] - 1)):
+            reach = settings.attach_mm + 2.0
+            near = np.array([j for j in tree.query_ball_point(points[at], reach + radius.max()) if owner[j] != k], int)
+            if not len(near):
+                continue
+            gap = np.linalg.norm(points[near] - points[at], axis=1)
+            # Ends that meet at one node of an image are one junction and may lie farther apart in depth.
+            shared = np.array([curve.nodes[end] is not None and curve.nodes[end] in curves[owner[j]].nodes for j in near])
+            allowed = gap < settings.attach_mm + np.where(shared, 2.0, 0.0) + radius[near]
+            if allowed.any():
+                best = near[allowed][np.argmin(gap[allowed])]
+                joints.append((at, best))
+    edges = np.concatenate([*edges, np.array(joints, int).reshape(-1, 2)])
+    grown = trace_tree(points, radius, edges, min_branch_mm=settings.spur_mm, confidence=confidence)
+    joined, bridges = connect_components(grown, max_gap_mm=settings.bridge_mm, min_branch_mm=settings.spur_mm)
+    return resample_tree(joined, settings.step_mm), bridges

@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Evolutionary camera correction: the offset and angles under which most centreline of both views can be matched.
+
+The cost of a candidate camera is the Viterbi cost of every centreline piece of either view through the other
+(:func:`licag3d.ops.match.match_cost`): it counts the length left unmatched, jumps in depth and unequal calibres. It has one
+wide basin across the epipolar planes, a shallow one toward the detector and is flat along the baseline, where
+only an assumption can fix the scale (docs/geometry.md).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from licag3d.geometry import Camera
+from licag3d.inversion.chains import Chains
+from licag3d.inversion.epipolar import epipolar_angles, epipolar_pair
+from licag3d.inversion.hypotheses import turn_costs
+from licag3d.ops.match import PathPrices, match_cost
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """Bounds and effort of the search.
+
+    Args:
+        range_mm: offsets of the second view are sought within plus or minus this distance across and toward the baseline.
+        angle_sigma_deg: reading error of a positioner angle; 0 keeps the angles as given.
+        starts: restarts of CMA-ES. generations: of each. population: of each.
+        coarse: population and generations of the differential evolution over the offset alone.
+    """
+
+    range_mm: float = 80.0
+    angle_sigma_deg: float = 0.8
+    starts: int = 3
+    generations: int = 35
+    population: int = 16
+    coarse: tuple[int, int] = (40, 20)
+    prices: PathPrices = PathPrices()
+
+
+@dataclass(frozen=True)
+class CameraSearch:
+    """Result of the search.
+
+    Args:
+        cameras: both views, corrected (the reference view keeps offset zero).
+        cost: the least cost found; ``cost_before`` that of the cameras as given.
+        matched_mm: length matched, both views together.
+        history: best cost after each generation.
+        spread_mm: half the range of the offset, across the epipolar planes and toward the detector, over which the cost stays
+            within 2 % of the least.
+        evaluations: number of cameras tried.
+    """
+
+    cameras: tuple[Camera, Camera]
+    cost: float
+    cost_before: float
+    matched_mm: float
+    history: tuple[float, ...]
+    spread_mm: tuple[float, float]
+    evaluations: int
+
+
+def camera_costs(pairs: list[tuple[Camera, Camera]], chains: tuple[Chains, Chains], prices: PathPrices) -> tuple[np.ndarray, np.ndarray]:
+    """Matching cost and matched length (mm, both views together) of M candidate camera pairs, each ``(M,)``."""
+    angles = [[], [], [], []]
+    baselines = []
+    for cameras in pairs:
+        frame = epipolar_pair(*cameras)
+        baselines.append(frame.baseline_mm)
+        for k in (0, 1):
+            theta, phi = epipolar_angles(frame, cameras[k], chains[k].pixels)
+            angles[2 * k].append(theta)
+            angles[2 * k + 1].append(phi)
+    theta_0, phi_0, theta_1, phi_1 = (np.array(x) for x in angles)
+    baseline = np.array(baselines)
+    reach_mm = 0.5 * (pairs[0][0].sod_mm + pairs[0][1].sod_mm)
+    one = match_cost(chains[0], chains[1], theta_0, phi_0, theta_1, phi_1, baseline, turn_costs(chains[1], prices.turn),
+                     prices, reach_mm=reach_mm)
+    two = match_cost(chains[1], chains[0], theta_1, phi_1, theta_0, phi_0, baseline, turn_costs(chains[0], prices.turn),
+                     prices, reach_mm=reach_mm, swapped=True)
+    return one[0] + two[0], one[1] + two[1]
+
+
+def search_cameras(cameras: tuple[Camera, Camera], chains: tuple[Chains, Chains], settings: SearchSettings, *, seed: int = 0,
+                   progress: Callable[[float, str], None] | None = None) -> CameraSearch:
+    """Correct the offset of the second view, and the angles within their reading error.
+
+    Args:
+        cameras: as the user has them; the first is the reference.
+        chains: centreline pieces of both views.
+        progress: called with the share done (0..1) and a line of text.
+
+    Returns:
+        The corrected cameras. The offset along the baseline stays as given: it is the scale gauge, fixed afterwards
+        (:func:`licag3d.inversion.gauge.fix_scale`).
+    """
+    frame = epipolar_pair(*cameras)
+    basis = np.stack([frame.across, frame.toward])
+    before = float(camera_costs([cameras], chains, settings.prices)[0][0])
+    history: list[float] = []
+    tried = [1]
+    scale = np.array([10.0, 10.0, *([settings.angle_sigma_deg] * 3)])
+
+    def build(x: np.ndarray) -> tuple[Camera, Camera]:
+        first, second = cameras
+        offset = np.asarray(second.offset_lps_mm) + x[:2] @ basis
+        turn = np.zeros(3)
+        turn[:len(x) - 2] = x[2:]
+        first = replace(first, secondary_deg=float(np.clip(first.secondary_deg + turn[0], -90, 90)))
+        second = replace(second, primary_deg=float(np.clip(second.primary_deg + turn[1], -180, 180)),
+                         secondary_deg=float(np.clip(second.secondary_deg + turn[2], -90, 90)))
+        return first, second.with_offset(offset)
+
+    def costs(population: np.ndarray) -> np.ndarray:
+        values = camera_costs([build(x) for x in population], chains, settings.prices)[0]
+        tried[0] += len(population)
+        if population.shape[1] > 2:
+            # Reading errors are normal; one standard deviation costs as much as two millimetres of unmatched vessel.
+            values = values + settings.prices.none * ((population[:, 2:] / settings.angle_sigma_deg) ** 2).sum(1)
+        return values
+
+    rounds = 1 + settings.starts
+    bounds = np.full((2, 2), settings.range_mm) * np.array([[-1.0], [1.0]])
+    best, value = _evolve("de", costs, bounds, np.zeros(2), settings.coarse[0], settings.coarse[1], seed, history)
+    if before <= value:
+        best, value = np.zeros(2), before
+    if progress:
+        progress(1 / rounds, f"offset search: cost {before:.0f} -> {value:.0f}")
+    free = 2 if settings.angle_sigma_deg <= 0 else 5
+    found = np.concatenate([best, np.zeros(free - 2)])
+    value = float(costs(found[None])[0])
+    limits = np.stack([np.full(free, -1.0), np.full(free, 1.0)])
+    limits[:, :2] *= settings.range_mm
+    limits[:, 2:] *= 3.0 * settings.angle_sigma_deg
+    for start in range(settings.starts):
+        point, cost = _evolve("cmaes", costs, limits, found, settings.population, settings.generations, seed + 1 + start,
+                              history, scale=scale[:free] * (1.0 if start == 0 else 0.5))
+        if cost < value:
+            found, value = point, cost
+        if progress:
+            progress((2 + start) / rounds, f"camera search {start + 1}/{settings.starts}: cost {value:.0f}")
+    corrected = build(found)
+    cost, matched = camera_costs([corrected], chains, settings.prices)
+    return CameraSearch(corrected, float(cost[0]), before, float(matched[0]), tuple(history),
+                        _spread(corrected, chains, basis, settings.prices), tried[0])
+
+
+def _spread(cameras, chains, basis, prices) -> tuple[float, float]:
+    """How far the offset may move along each axis before the cost rises by 2 %, mm."""
+    steps = np.array([-32.0, -16, -8, -4, -2, -1, -0.5, 0, 0.5, 1, 2, 4, 8, 16, 32])
+    spread = []
+    for axis in basis:
+        offset = np.asarray(cameras[1].offset_lps_mm)
+        cost = camera_costs([(cameras[0], cameras[1].with_offset(offset + s * axis)) for s in steps], chains, prices)[0]
+        within = steps[cost <= 1.02 * cost[len(steps) // 2] + 1e-9]
+        spread.append(float(0.5 * (within.max() - within.min())))
+    return tuple(spread)
+
+
+def _evolve(method: str, costs, limits, start, population, generations, seed, history, scale=None) -> tuple[np.ndarray, float]:
+    """One pymoo run on batches of candidates; returns the best point and its cost."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pymoo warns about its own dependencies on import
+        from pymoo.algorithms.soo.nonconvex.cmaes import CMAES
+        from pymoo.algorithms.soo.nonconvex.de import DE
+        from pymoo.core.problem import Problem
+        from pymoo.optimize import minimize
+
+    unit = np.ones(len(start)) * (limits[1] - limits[0]) if scale is None else scale
+
+    class Cost(Problem):
+        def __init__(self) -> None:
+            super().__init__(n_var=len(start), n_obj=1, xl=limits[0] / unit, xu=limits[1] / unit)
+
+        def _evaluate(self, x, out, *args, **kwargs) -> None:
+            out["F"] = costs(np.atleast_2d(x) * unit)[:, None]
+
+    if method == "de":
+        rng = np.random.default_rng(seed)
+        first = rng.uniform(limits[0], limits[1], (population, len(start))) / unit
+        first[0] = start / unit
+        algorithm = DE(pop_size=population, sampling=first, variant="DE/rand/1/bin", CR=0.9)
+    else:
+        algorithm = CMAES(x0=np.clip(start, limits[0], limits[1]) / unit, sigma=0.5, popsize=population, restarts=0, normalize=False,
+                          maxfevals=population * generations)
+    best = [np.inf]
+
+    def note(algorithm) -> None:
+        best[0] = min(best[0], float(np.min(algorithm.pop.get("F"))))
+        history.append(best[0])
+
+    result = minimize(Cost(), algorithm, ("n_gen", generations), seed=seed, callback=note, verbose=False)
+    if result.X is None:
+        return np.asarray(start, float), float("inf")
+    return np.asarray(result.X, float) * unit, float(result.F[0])
