@@ -27,8 +27,17 @@ def tree_lines(tree: VesselTree) -> list[Line]:
 
 def path_length_mm(lines: Sequence[Line], camera: Camera) -> np.ndarray:
     """Path length ``(rows, cols)`` float32 in mm of every pixel's ray through the union of the tubes."""
+    lines = [line for line in lines if len(line.points_lps_mm) > 1]
     if not lines:
         return np.zeros((camera.rows, camera.cols), np.float32)
-    from licag3d.phantom.tubes_numpy import project_lines_numpy
+    import torch
 
-    return project_lines_numpy(lines, camera).astype(np.float32)
+    from licag3d.geometry import Cameras
+    from licag3d.ops import project_tubes
+
+    first = np.cumsum([0] + [len(line.points_lps_mm) for line in lines])
+    starts = np.concatenate([np.arange(a, b - 1) for a, b in zip(first[:-1], first[1:], strict=True)])
+    path_mm = project_tubes(torch.from_numpy(np.concatenate([line.points_lps_mm for line in lines])),
+                            torch.from_numpy(np.concatenate([line.radius_mm for line in lines])),
+                            torch.from_numpy(np.stack((starts, starts + 1), axis=1)), Cameras.stack([camera]))
+    return path_mm[0].numpy()
