@@ -7,11 +7,15 @@ import numpy as np
 
 
 def attenuation_image(image: np.ndarray, intensity: str) -> np.ndarray:
-    """An image that rises with the line integral: ``-log`` of detected intensity, vessels bright.
+    """An image that rises with the line integral, vessels bright: ``-log`` of the detected intensity.
 
     Beer-Lambert: a vessel adds its own line integral p to ``-log(I)``, whatever lies behind it, so vessel and background
-    separate by subtraction. ``log`` images have that already. ``display`` values are monotone in the intensity but
-    otherwise unknown; they are treated like intensity, which is right up to a scale wherever the transfer is a power law.
+    separate by subtraction. ``log`` images have that already.
+
+    ``display`` values are monotone in the intensity but otherwise unknown, anything from linear to logarithmic with a
+    window, where black is not zero intensity. ``-log(grey + median grey)`` lies between: its slope falls by three from
+    black to white, where the true slope would be constant (logarithmic display) or fall without bound (linear). Measured
+    against both ends in docs/evidence.md.
 
     Args:
         image: ``(rows, cols)`` in 0..1, vessels dark.
@@ -20,9 +24,11 @@ def attenuation_image(image: np.ndarray, intensity: str) -> np.ndarray:
     image = np.asarray(image, np.float32)
     if intensity == "log":
         return -image
-    # The floor keeps the logarithm of black pixels (frame, clipped spine) from outweighing the picture.
-    floor = max(0.02, 0.1 * float(np.median(image)))
-    return -np.log(np.maximum(image, floor)).astype(np.float32)
+    middle = max(float(np.median(image)), 1e-3)
+    if intensity == "linear":
+        # A floor, so that the logarithm of black pixels (border, clipped spine) does not outweigh the picture.
+        return -np.log(np.maximum(image, 0.02 * middle)).astype(np.float32)
+    return -np.log(np.maximum(image, 0.0) + middle).astype(np.float32)
 
 
 def fill_smooth(image: np.ndarray, known: np.ndarray, *, relax: int = 12) -> np.ndarray:

@@ -18,7 +18,8 @@ class RidgeRules:
     Args:
         seed_score, grow_score: hysteresis on the score of ridge pixels.
         halo: a ridge pixel beside a stronger one (within three of its radii) needs this share of its contrast.
-        min_length_mm: shorter free ridges are dropped; between this and three times it they must be clearer.
+        min_length_mm: shorter free ridges are dropped.
+        min_strength_mm: least sum along a free ridge of the score above 0.8 ``grow_score``, times length.
         min_attenuation: share of the main vessels' attenuation (contrast over diameter) that a ridge must reach.
         gap_mm: largest gap that a minimal path may close.
     """
@@ -27,6 +28,7 @@ class RidgeRules:
     grow_score: float = 2.5
     halo: float = 0.22
     min_length_mm: float = 6.0
+    min_strength_mm: float = 15.0
     min_attenuation: float = 0.25
     gap_mm: float = 7.0
 
@@ -79,10 +81,12 @@ def find_ridges(response: LineResponse, valid: np.ndarray, mm_per_pixel: float, 
     labels, count = ndimage.label(joined, np.ones((3, 3)))
     if not count:
         return strong
-    length_mm = ndimage.sum_labels(strong, labels, np.arange(count + 1)) * mm_per_pixel * 1.1
-    score = ndimage.mean(np.where(strong, response.score, 0), np.where(strong, labels, 0), np.arange(count + 1))
-    clear = np.nan_to_num(score) * np.sqrt(length_mm / (3 * rules.min_length_mm))
-    good = (length_mm > rules.min_length_mm) & (clear > rules.seed_score)
+    index = np.arange(count + 1)
+    length_mm = ndimage.sum_labels(strong, labels, index) * mm_per_pixel * 1.1
+    # Noise makes short chains barely above the threshold; what counts is excess score times length.
+    excess = np.maximum(response.score - 0.8 * rules.grow_score, 0) * mm_per_pixel
+    strength_mm = ndimage.sum_labels(np.where(strong, np.minimum(excess, 8.0 * mm_per_pixel), 0), labels, index)
+    good = (length_mm > rules.min_length_mm) & (strength_mm > rules.min_strength_mm)
     good[0] = False
     kept = strong & good[labels]
     return close_gaps(kept, response, valid, mm_per_pixel, rules)
