@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from numbers import Real
 from typing import TYPE_CHECKING
 
 import torch
@@ -100,15 +101,16 @@ def backproject(projections: torch.Tensor, cameras: Cameras | Rays, *, shape: Se
 
 def _spec(voxel_size_mm, origin_mm, step_mm) -> tuple[list[float], list[float], float]:
     """Voxel size (x, y, z), origin (x, y, z) and step (0 for the planes rule) as plain numbers."""
-    size = [voxel_size_mm] * 3 if isinstance(voxel_size_mm, (int, float)) else list(voxel_size_mm)
+    size = [voxel_size_mm] * 3 if isinstance(voxel_size_mm, Real) else list(voxel_size_mm)
     size, start = [float(x) for x in size], [float(x) for x in origin_mm]
     if len(size) != 3 or not all(0 < x < float("inf") for x in size):
         raise ValueError(f"voxel_size_mm is {voxel_size_mm}; give one positive number or (x, y, z) in mm")
     if len(start) != 3 or not all(abs(x) < float("inf") for x in start):
         raise ValueError(f"origin_mm is {origin_mm}; give the centre of voxel (0, 0, 0) as (x, y, z) in mm")
     step = 0.0 if step_mm is None else float(step_mm)
-    if step_mm is not None and not 0 < step < float("inf"):
-        raise ValueError(f"step_mm is {step_mm}; give a positive length in mm, or None for the planes rule")
+    if step_mm is not None and not 1e-3 * min(size) <= step < float("inf"):
+        raise ValueError(f"step_mm is {step_mm}; give a length in mm of at least 1/1000 of a voxel, or None for the planes "
+                         "rule")
     return size, start, step
 
 
@@ -147,6 +149,7 @@ def _check_shape(shape) -> list[int]:
     if len(size) != 3 or not all(1 <= n <= 16384 for n in size):
         raise ValueError(f"volume size is {tuple(size)}; expected (D, H, W), each from 1 to 16384")
     if size[0] * size[1] * size[2] >= 2**31:
+        # Kernels index voxels with 32-bit numbers.
         raise ValueError(f"volume size {tuple(size)} has 2**31 voxels or more; use a coarser grid")
     return size
 
