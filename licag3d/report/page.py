@@ -194,7 +194,7 @@ def _stages(stages: Sequence[StageRecord]) -> str:
         note = f'<span class="was">{escape(stage.note)}</span>' if stage.note else ""
         rows.append(f'<tr><td class="wrap">{escape(stage.name)}{note}</td><td>{_number(stage.seconds, 1)}</td>'
                     f'<td>{losses or _DASH}</td><td class="left"><div class="shots">{shots}</div></td></tr>')
-    return ('<section aria-labelledby="h-stages"><h2 id="h-stages">Stages</h2><div class="scroll"><table><thead><tr>'
+    return ('<section aria-labelledby="h-stages"><h2 id="h-stages">Stages</h2><div class="scroll"><table class="stages"><thead><tr>'
             '<th scope="col">Stage</th><th scope="col">Seconds</th><th scope="col">Loss</th>'
             f'<th scope="col" class="left">Pictures</th></tr></thead><tbody>{"".join(rows)}</tbody></table></div></section>')
 

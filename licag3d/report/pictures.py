@@ -205,5 +205,5 @@ def data_url(picture: np.ndarray, *, jpeg: bool = False) -> str:
 def png_bytes(image) -> bytes:
     """A Pillow image as PNG bytes."""
     buffer = io.BytesIO()
-    image.save(buffer, "PNG", optimize=True)
+    image.save(buffer, "PNG")
     return buffer.getvalue()

@@ -165,11 +165,36 @@
 
     function lookAlong(direction) { // from the viewer into the scene
       const forward = new THREE.Vector3(...direction).normalize();
-      camera.zoom = 1;
       controls.target.copy(center);
       camera.position.copy(center).addScaledVector(forward, -6 * reach);
+      camera.zoom = 1;
       controls.update();
+      camera.lookAt(controls.target);
+      camera.updateMatrixWorld(true);
+      fit();
       redraw();
+    }
+
+    function fit() { // move and zoom until the tree, seen from here, fills most of the stage
+      if (!positions.length) return;
+      placeFree();
+      const e = camera.matrixWorld.elements;
+      const low = [Infinity, Infinity], high = [-Infinity, -Infinity];
+      for (let i = 0; i < positions.length; i += 3) {
+        for (let k = 0; k < 2; k++) {
+          const s = positions[i] * e[4 * k] + positions[i + 1] * e[4 * k + 1] + positions[i + 2] * e[4 * k + 2];
+          low[k] = Math.min(low[k], s);
+          high[k] = Math.max(high[k], s);
+        }
+      }
+      const width = camera.right - camera.left, height = camera.top - camera.bottom;
+      camera.zoom = 0.82 * Math.min(width / (high[0] - low[0] + 1), height / (high[1] - low[1] + 1));
+      const axes = [0, 1].map((k) => new THREE.Vector3(e[4 * k], e[4 * k + 1], e[4 * k + 2]));
+      const shift = new THREE.Vector3();
+      axes.forEach((axis, k) => shift.addScaledVector(axis, (low[k] + high[k]) / 2 - axis.dot(controls.target)));
+      controls.target.add(shift);
+      camera.position.add(shift);
+      controls.update();
     }
 
     function showView(k) {
@@ -235,9 +260,20 @@
       const gl = renderer.getContext();
       const pixels = new Uint8Array(4 * gl.drawingBufferWidth * gl.drawingBufferHeight);
       gl.readPixels(0, 0, gl.drawingBufferWidth, gl.drawingBufferHeight, gl.RGBA, gl.UNSIGNED_BYTE, pixels);
+      const width = gl.drawingBufferWidth, box = [Infinity, Infinity, -Infinity, -Infinity];
       let drawn = 0;
-      for (let i = 3; i < pixels.length; i += 4) if (pixels[i] > 0) drawn++;
+      for (let i = 0; i < pixels.length / 4; i++) {
+        if (!pixels[4 * i + 3]) continue;
+        drawn++;
+        const x = i % width, y = gl.drawingBufferHeight - 1 - Math.floor(i / width);
+        box[0] = Math.min(box[0], x); box[1] = Math.min(box[1], y);
+        box[2] = Math.max(box[2], x + 1); box[3] = Math.max(box[3], y + 1);
+      }
       root.dataset.rendered = String(drawn);
+      if (view >= 0) { // the box around the drawn tree in pixels of the view
+        const rect = fieldRect(view), ratio = renderer.getPixelRatio();
+        root.dataset.box = box.map((v, k) => ((v / ratio - (k % 2 ? rect.y : rect.x)) / rect.size - 0.5).toFixed(2)).join(" ");
+      }
       root.dataset.viewer = "ready";
     }
 
