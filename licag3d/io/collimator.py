@@ -44,7 +44,9 @@ def valid_area(image: np.ndarray, shutter: np.ndarray | None = None) -> np.ndarr
     dark = smooth < 0.38 * level
     candidate = inside & ~dark
     # Specks of noise in the border would stretch the hull.
-    candidate = ndimage.binary_opening(candidate, iterations=max(2, side // 128))
+    width = max(2, side // 128)
+    padded = np.pad(candidate, 2 * width, mode="edge")  # the edge of the image itself is no border
+    candidate = ndimage.binary_opening(padded, iterations=width)[2 * width:-2 * width, 2 * width:-2 * width]
     labels, count = ndimage.label(candidate)
     if count == 0:
         return np.ones((rows, cols), bool)
@@ -123,6 +125,9 @@ def _half_planes(smooth: np.ndarray, hull: np.ndarray) -> np.ndarray:
         if not lines.size or lines[0] >= depth:
             continue
         first = lines[0]
+        # A circle or a corner meets the side in a point: there is no blade along it.
+        if inside[min(first + 3, len(inside) - 1)].sum() < 0.5 * inside.sum(1).max():
+            continue
         # The middle of the side alone: corners of an octagon are dark for another reason.
         cols = np.flatnonzero(inside[first:first + depth].sum(0) > 0.7 * depth)
         if cols.size < 0.3 * image.shape[1]:
@@ -184,15 +189,15 @@ def burnt_in_marks(image: np.ndarray, valid: np.ndarray) -> np.ndarray:
     from scipy import ndimage
 
     image = np.asarray(image, np.float32)
-    top = float(image.max())
-    white = image >= top - 0.5 / 255
+    white = image >= float(image.max()) - 4 / 255
     if not 4 <= white.sum() <= 0.02 * white.size:
         return np.zeros(image.shape, bool)
     # Strokes are thin: an opening removes them. Lung saturates in broad areas, which it leaves as white as they are.
-    sharp = white & (image - ndimage.grey_opening(image, (7, 7)) > 0.35)
-    labels, count = ndimage.label(sharp, np.ones((3, 3)))
-    if count == 0:
-        return np.zeros(image.shape, bool)
+    stroke = image - ndimage.grey_opening(image, (7, 7)) > 0.25
+    labels, count = ndimage.label(stroke, np.ones((3, 3)))
     index = np.arange(1, count + 1)
-    big = np.isin(labels, index[ndimage.sum_labels(sharp, labels, index) >= 4])
-    return ndimage.binary_dilation(big, iterations=2) if big.any() else big
+    # Smoothed letters are grey at their edges, but white for a good part; noise is white in single pixels.
+    bright, area = (ndimage.sum_labels(part, labels, index) for part in (stroke & white, stroke))
+    drawn = index[(bright >= 4) & (bright >= 0.25 * area)]
+    marks = np.isin(labels, drawn)
+    return ndimage.binary_dilation(marks, iterations=2) if marks.any() else marks

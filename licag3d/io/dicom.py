@@ -299,6 +299,8 @@ def _check_codestream(label: str, raw: BoundedFile, number: int, header: Any, sy
     if str(syntax) == "1.2.840.10008.1.2.5":
         return
     size = codestream_size(data)
+    if "JPEG-LS" in syntax.name and not data.rstrip(b"\0").endswith(b"\xff\xd9"):
+        size = None  # without its end marker CharLS searches for seconds before it gives up
     if size is None:
         raise InputError(f"{label}: frame {number} is not a {syntax.name} picture: the file is truncated or damaged")
     if size != (rows, cols):

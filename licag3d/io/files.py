@@ -123,11 +123,11 @@ def check_file(path: Path, *, what: str = "view", limit: int = MAX_DICOM_BYTES) 
     Raises:
         InputError: missing, a folder, a device, not readable, empty, or larger than ``limit``.
     """
-    name = path.name or str(path)
+    name = path.name[-100:] or str(path)
     try:
         info = os.stat(path)
     except FileNotFoundError:
-        raise InputError(f"{what} {str(path)!r} does not exist: check the path") from None
+        raise InputError(f"{what} {str(path)[-200:]!r} does not exist: check the path") from None
     except (OSError, ValueError) as error:
         raise InputError(f"{what} {name!r} cannot be opened ({_reason(error)}): check the path") from None
     if stat.S_ISDIR(info.st_mode):

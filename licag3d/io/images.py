@@ -87,8 +87,8 @@ def _decode(path: Path, kind: str, number: int, rows: int, cols: int) -> Frame:
                 raise InputError(f"{label}: page {number} has {image.size[1]} x {image.size[0]} pixels, page 0 has "
                                  f"{rows} x {cols}: give the frame you mean with FILE#PAGE")
             if kind == "TIFF" and image.tag_v2.prefix == b"MM" and image.mode in ("F", "I") and _is_compressed(image):
-                raise InputError(f"{label}: compressed big-endian TIFF with signed or float pixels cannot be read reliably: "
-                                 "save it uncompressed or little-endian")
+                raise InputError(f"{label}: compressed big-endian TIFF with signed or float pixels cannot be read "
+                                 f"reliably: save it uncompressed or little-endian")
             inverted = kind == "TIFF" and image.tag_v2.get(262) == 0 and image.mode not in ("1", "L", "P")
             if image.mode in ("P", "PA", "LA", "La", "CMYK", "YCbCr", "RGBX", "RGBa", "LAB", "HSV"):
                 image = image.convert("RGBA" if "A" in image.mode or image.mode == "La" or "transparency" in image.info

@@ -305,7 +305,7 @@ def _read(plan: _Plan, mask: np.ndarray | None, polarity: str) -> View:
         return 1 - unit if turned else unit
 
     if polarity == "auto":
-        turned = _vessels_bright(to_unit(probe), shutter)
+        turned = _vessels_bright(to_unit(probe))
         if turned:
             notes.append("The vessels are bright in this file: the grey values were turned over.")
 
@@ -352,20 +352,26 @@ def _scale(frame: Frame, source: Source) -> tuple[float, float]:
     return low, high if high > low else float(values.max())
 
 
-def _vessels_bright(image: np.ndarray, shutter: np.ndarray | None) -> bool:
-    """True only when bright ridges are clearly stronger than dark ones: in doubt an angiogram is what it should be."""
-    from licag3d.io.keyframe import _inner, _small, filling_score
+def _vessels_bright(image: np.ndarray) -> bool:
+    """True only when bright ridges are clearly stronger than dark ones: in doubt an angiogram is what it should be.
+
+    A dark vessel has weaker bright flanks (0.45 of it for a Gaussian profile), while the steps of diaphragm and spine
+    make
+    both alike: the strongest half percent of both kinds tells (bright over dark was 0.5 to 1.1 on eleven real frames).
+    """
+    from scipy import ndimage
+
+    from licag3d.io.keyframe import _inner, _small
 
     small = _small(image)
-    valid = valid_area(small)
-    # A bright or dark frame is border for both polarities; the border of the negative is found on the negative.
-    negative = 1 - small
-    valid = _inner(valid & valid_area(negative))
+    # A border is recognised whichever way the grey values run.
+    valid = _inner(valid_area(small) & valid_area(1 - small))
     if valid.sum() < 0.1 * valid.size:
         return False
-    # Same relative scale for both: ridges are measured over a mid grey background.
-    spread = small[valid].std() + 1e-6
-    middle = 0.5 + 0.12 * (small - small[valid].mean()) / spread
-    dark = filling_score(middle.astype(np.float32), valid)
-    bright = filling_score((1 - middle).astype(np.float32), valid)
-    return bright > 3 * dark + 0.5
+    ratio = 1.0
+    for sigma in (1.5, 2.5):
+        rr, cc, rc = (ndimage.gaussian_filter(small, sigma, order=order)[valid] for order in ((2, 0), (0, 2), (1, 1)))
+        mean, half = (rr + cc) / 2, np.hypot((rr - cc) / 2, rc)
+        dark, bright = (np.percentile(sign * mean + half - np.abs(sign * mean - half), 99.5) for sign in (1, -1))
+        ratio *= float(bright) / max(float(dark), 1e-9)
+    return ratio**0.5 > 1.25
