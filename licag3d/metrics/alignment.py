@@ -21,8 +21,9 @@ SCALE_RANGE = (0.8, 1.25)
 ROTATION_LIMIT_DEG = 10.0
 _SCALES = (0.8, 0.86, 0.93, 1.0, 1.08, 1.16, 1.25)
 _GRID_MM = 2.0
-_PEAKS = 5
-_SEARCH_POINTS = 1500
+_PEAKS = 6
+_SEARCH_POINTS = 900
+_STARTS, _FINALISTS = 14, 4
 
 
 @dataclass(frozen=True)
@@ -69,11 +70,11 @@ def best_similarity(pred: np.ndarray, truth: np.ndarray, start: Similarity | Non
 class _Objective:
     """F1 at 1 mm of a similarity, on thinned points; both search trees are built once."""
 
-    def __init__(self, pred: np.ndarray, truth: np.ndarray) -> None:
+    def __init__(self, pred: np.ndarray, truth: np.ndarray, thin: bool = True) -> None:
         from scipy.spatial import cKDTree
 
-        self.pred = pred[:: max(1, len(pred) // _SEARCH_POINTS)]
-        self.truth = truth[:: max(1, len(truth) // _SEARCH_POINTS)]
+        self.pred = pred[:: max(1, len(pred) // _SEARCH_POINTS)] if thin else pred
+        self.truth = truth[:: max(1, len(truth) // _SEARCH_POINTS)] if thin else truth
         self.pred_tree, self.truth_tree = cKDTree(self.pred), cKDTree(self.truth)
 
     def distances(self, s: Similarity, limit_mm: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -83,6 +84,11 @@ class _Objective:
         home = (self.truth - s.pivot_mm - s.translation_mm) @ s.rotation / s.scale + s.pivot_mm
         backward, j = self.pred_tree.query(home, distance_upper_bound=limit_mm / s.scale)
         return forward, i, backward * s.scale, j
+
+    def loose(self, s: Similarity) -> float:
+        """F1 with a soft edge of 4 mm: which starts are worth their effort."""
+        forward, _, backward, _ = self.distances(s, 4.0)
+        return harmonic(float(np.maximum(1 - forward / 4, 0).mean()), float(np.maximum(1 - backward / 4, 0).mean()))
 
     def __call__(self, s: Similarity) -> float:
         forward, _, backward, _ = self.distances(s, 1.5)
@@ -101,19 +107,20 @@ def _search(pred: np.ndarray, truth: np.ndarray, scales: tuple[float, ...], rigi
     for scale in scales:
         shifts = _correlation_peaks(scale * (objective.pred - pivot) + pivot, objective.truth)
         starts += [Similarity(scale, np.eye(3), shift, pivot) for shift in shifts]
-    # Quick look at every start, then full effort for the best.
-    rough = sorted(((objective(s), -n, s) for n, s in enumerate(_closest_points(objective, s, rigid, (6.0, 3.0)) for s in starts)),
-                   key=lambda item: item[:2], reverse=True)
-    candidates = [s for _, _, s in rough[:4]] + [starts[0], *extra]
-    polished = [_closest_points(objective, s, rigid, (2.0, 1.5, 1.2)) for s in candidates] + [starts[0], *extra]
-    polished.sort(key=objective, reverse=True)
-    best = max((_pattern_search(objective, s, rigid) for s in polished[:2]), key=objective)
-    # The full point sets decide, so that a thinned tie can never lose against doing nothing.
-    full = _Objective.__new__(_Objective)
-    from scipy.spatial import cKDTree
+    # A look at every start, rough steps from the better ones, full effort for the best.
+    starts = [starts[0], *extra, *sorted(starts[1 + len(extra):], key=objective.loose, reverse=True)[:_STARTS]]
+    rough = [_closest_points(objective, start, rigid, (6.0, 3.0)) for start in starts]
+    rough = _best(objective, [*starts, *rough], 2 * _FINALISTS)
+    polished = [_closest_points(objective, s, rigid, (2.0, 1.5, 1.2)) for s in rough]
+    found = [_pattern_search(objective, s, rigid) for s in _best(objective, [*polished, starts[0], *extra], _FINALISTS)]
+    # All points decide in the end, so that a tie of thinned points can never lose against doing nothing.
+    full = _Objective(pred, truth, thin=False)
+    return max([*extra, starts[0], *found], key=lambda s: _hard_f1(full, s))
 
-    full.pred, full.truth, full.pred_tree, full.truth_tree = pred, truth, cKDTree(pred), cKDTree(truth)
-    return max([*extra, starts[0], best], key=lambda s: _hard_f1(full, s))
+
+def _best(objective: _Objective, candidates: list[Similarity], count: int) -> list[Similarity]:
+    """The best few, in order; equal values keep the order given."""
+    return sorted(candidates, key=objective, reverse=True)[:count]
 
 
 def _hard_f1(objective: _Objective, s: Similarity) -> float:
@@ -150,7 +157,7 @@ def _closest_points(objective: _Objective, s: Similarity, rigid: bool, tolerance
     """Iterated closest points in both directions, on pairs nearer than the tolerance (trimmed); best state by F1 is kept."""
     best, best_value = s, objective(s)
     for tolerance in tolerances_mm:
-        for _ in range(6):
+        for _ in range(5):
             forward, i, backward, j = objective.distances(s, tolerance)
             near, back = np.isfinite(forward), np.isfinite(backward)
             if near.sum() + back.sum() < 12:
