@@ -18,19 +18,28 @@ class RidgeRules:
     Args:
         seed_score, grow_score: hysteresis on the score of ridge pixels.
         halo: a ridge pixel beside a stronger one (within three of its radii) needs this share of its contrast.
-        min_length_mm: shorter free ridges are dropped.
-        min_strength_mm: least sum along a free ridge of the score above 0.8 ``grow_score``, times length.
         min_attenuation: share of the main vessels' attenuation (contrast over diameter) that a ridge must reach.
+        spur_ratio: dead ends shorter than this many radii (plus 2 px) of the ridge they leave are whiskers.
+        faint_score, faint_mm: pieces of lower mean score that are also shorter than this go.
+        min_length_mm: shorter free ridges are dropped.
+        min_strength_mm: least sum along a free ridge of the score above 0.8 ``grow_score``, times length; the second
+            number holds for ridges farther than ``near_mm`` from the main tree.
         gap_mm: largest gap that a minimal path may close.
+        gap_contrast: share of the contrast of the vessel that the path across a gap must keep (median).
     """
 
     seed_score: float = 4.0
     grow_score: float = 2.5
     halo: float = 0.22
+    min_attenuation: float = 0.3
+    spur_ratio: float = 2.0
+    faint_score: float = 3.5
+    faint_mm: float = 4.0
     min_length_mm: float = 6.0
-    min_strength_mm: float = 15.0
-    min_attenuation: float = 0.25
-    gap_mm: float = 7.0
+    min_strength_mm: tuple[float, float] = (12.0, 30.0)
+    near_mm: float = 12.0
+    gap_mm: float = 8.0
+    gap_contrast: float = 0.3
 
 
 def thin_ridges(response: LineResponse, valid: np.ndarray, floor: float) -> np.ndarray:
@@ -75,21 +84,63 @@ def find_ridges(response: LineResponse, valid: np.ndarray, mm_per_pixel: float, 
     # A vessel that is filled attenuates in proportion to its thickness; wide faint shadows do not.
     relative = response.contrast / (2 * response.radius_px) / level
     ridge &= relative > rules.min_attenuation
-    strong = apply_hysteresis_threshold(np.where(ridge, response.score, 0.0), rules.grow_score, rules.seed_score)
-    # NMS leaves one-pixel breaks at bends: join them before counting components.
-    joined = ndimage.binary_dilation(strong, np.ones((3, 3)))
-    labels, count = ndimage.label(joined, np.ones((3, 3)))
+    ridge = apply_hysteresis_threshold(np.where(ridge, response.score, 0.0), rules.grow_score, rules.seed_score)
+    # Non-maximum suppression leaves one-pixel breaks at bends: thinning the widened ridge joins them.
+    graph = skeleton_graph.build(ndimage.binary_dilation(ridge, np.ones((3, 3))))
+    skeleton_graph.prune(graph, response.radius_px, spur_ratio=rules.spur_ratio, min_length_px=2.0 / mm_per_pixel)
+    _drop_faint(graph, response, mm_per_pixel, rules)
+    ridge = _drop_weak(_paint(graph, valid.shape), response, mm_per_pixel, rules, 0.4)
+    ridge = close_gaps(ridge, response, valid, mm_per_pixel, rules)
+    return _drop_weak(ridge, response, mm_per_pixel, rules, 1.0)
+
+
+def _paint(graph: skeleton_graph.SkeletonGraph, shape) -> np.ndarray:
+    """The pieces of a graph as pixels; steps between far neighbours (merged junctions) are drawn as lines."""
+    from skimage.draw import line
+
+    out = np.zeros(shape, bool)
+    for piece in graph.pieces:
+        pixels = np.rint(graph.line(piece)).astype(int)
+        for (r0, c0), (r1, c1) in zip(pixels[:-1], pixels[1:], strict=True):
+            if max(abs(r1 - r0), abs(c1 - c0)) > 1:
+                out[line(r0, c0, r1, c1)] = True
+        out[pixels[:, 0], pixels[:, 1]] = True
+    return out
+
+
+def _drop_faint(graph, response: LineResponse, mm_per_pixel: float, rules: RidgeRules) -> None:
+    """Remove short faint pieces: bridges of texture between vessels, and branches nobody could follow."""
+    for piece in list(graph.pieces):
+        chain = graph.pieces[piece][2]
+        if len(chain) == 0 or graph.length(piece) * mm_per_pixel > rules.faint_mm:
+            continue
+        r, c = np.rint(chain).astype(int).T
+        if response.score[r, c].mean() < rules.faint_score:
+            del graph.pieces[piece]
+    graph.join_through()
+
+
+def _drop_weak(ridge, response: LineResponse, mm_per_pixel: float, rules: RidgeRules, factor: float) -> np.ndarray:
+    """Keep connected ridges of enough length and strength, asking more of those far from the main tree."""
+    from scipy import ndimage
+
+    labels, count = ndimage.label(ndimage.binary_dilation(ridge, np.ones((3, 3))), np.ones((3, 3)))
     if not count:
-        return strong
+        return ridge
     index = np.arange(count + 1)
-    length_mm = ndimage.sum_labels(strong, labels, index) * mm_per_pixel * 1.1
+    labels_on = np.where(ridge, labels, 0)
+    length_mm = np.bincount(labels_on.ravel(), minlength=count + 1) * mm_per_pixel * 1.1
     # Noise makes short chains barely above the threshold; what counts is excess score times length.
-    excess = np.maximum(response.score - 0.8 * rules.grow_score, 0) * mm_per_pixel
-    strength_mm = ndimage.sum_labels(np.where(strong, np.minimum(excess, 8.0 * mm_per_pixel), 0), labels, index)
-    good = (length_mm > rules.min_length_mm) & (strength_mm > rules.min_strength_mm)
+    excess = np.clip(response.score - 0.8 * rules.grow_score, 0, 8) * mm_per_pixel
+    strength = ndimage.sum_labels(np.where(ridge, excess, 0), labels_on, index)
+    strength[0] = length_mm[0] = 0
+    main = strength > 0.3 * strength.max()
+    distance_mm = ndimage.distance_transform_edt(~(ridge & main[labels])) * mm_per_pixel
+    away = ndimage.minimum(distance_mm, labels, index)
+    need = np.where(away < rules.near_mm, *rules.min_strength_mm) * factor
+    good = (length_mm > factor * rules.min_length_mm) & (strength > need)
     good[0] = False
-    kept = strong & good[labels]
-    return close_gaps(kept, response, valid, mm_per_pixel, rules)
+    return ridge & good[labels]
 
 
 def _halo(response: LineResponse, share: float) -> np.ndarray:
@@ -111,8 +162,9 @@ def close_gaps(ridge: np.ndarray, response: LineResponse, valid: np.ndarray, mm_
     from skimage.graph import MCP_Geometric
 
     reach = int(round(rules.gap_mm / mm_per_pixel))
-    graph = skeleton_graph.build(ndimage.binary_dilation(ridge, np.ones((3, 3))))
-    labels, _ = ndimage.label(ndimage.binary_dilation(ridge, np.ones((3, 3))), np.ones((3, 3)))
+    wide = ndimage.binary_dilation(ridge, np.ones((3, 3)))
+    graph = skeleton_graph.build(wide)
+    labels, _ = ndimage.label(wide, np.ones((3, 3)))
     out = ridge.copy()
     rows, cols = ridge.shape
     for node, ends in graph.ends_at().items():
@@ -121,15 +173,14 @@ def close_gaps(ridge: np.ndarray, response: LineResponse, valid: np.ndarray, mm_
         piece, end = ends[0]
         r, c = np.rint(graph.nodes[node]).astype(int)
         # The arm leaves the node inwards; the gap lies the other way.
-        ahead = -skeleton_graph._leaving(graph, piece, end, 10.0)
+        ahead = -skeleton_graph.leaving(graph, piece, end, 10.0)
         top, left = max(0, r - reach), max(0, c - reach)
         window = (slice(top, min(rows, r + reach + 1)), slice(left, min(cols, c + reach + 1)))
-        own = labels[r, c]
-        target = ridge[window] & (labels[window] != own)
+        target = ridge[window] & (labels[window] != labels[r, c])
         if not target.any():
             continue
-        score = np.clip(response.score[window], 0.0, 4.0)
-        cost = np.where(valid[window], 1.0 / (0.25 + score), 50.0)
+        score = response.score[window]
+        cost = np.where(valid[window], 1.0 / (0.25 + np.clip(score, 0.0, 4.0)), 50.0)
         finder = MCP_Geometric(cost)
         costs, _ = finder.find_costs([(r - top, c - left)])
         tr, tc = np.nonzero(target)
@@ -141,8 +192,11 @@ def close_gaps(ridge: np.ndarray, response: LineResponse, valid: np.ndarray, mm_
         if not np.isfinite(fit[best]):
             continue
         path = np.array(finder.traceback((tr[best], tc[best])))
-        along = response.score[window][path[:, 0], path[:, 1]]
-        # The path must be nearly straight and see a line on most of its way.
-        if len(path) <= 1.5 * distance[best] + 3 and np.mean(along) > 0.6 * rules.grow_score and np.mean(along > 0.3) > 0.8:
+        chain = np.rint(graph.line(piece)).astype(int)
+        vessel = np.median(response.contrast[chain[:, 0], chain[:, 1]])
+        inner = tuple(path[1:-1].T) if len(path) > 4 else tuple(path.T)
+        # The path must be nearly straight, see a line on most of its way, and not run along something much fainter.
+        if (len(path) <= 1.5 * distance[best] + 3 and score[inner].mean() > 0.5 * rules.grow_score
+                and np.median(response.contrast[window][inner]) > rules.gap_contrast * vessel):
             out[path[:, 0] + top, path[:, 1] + left] = True
     return out

@@ -160,7 +160,7 @@ def prune(graph: SkeletonGraph, distance_px: np.ndarray, *, spur_ratio: float, m
         graph.join_through()
 
 
-def _leaving(graph: SkeletonGraph, piece: int, end: int, reach_px: float) -> np.ndarray:
+def leaving(graph: SkeletonGraph, piece: int, end: int, reach_px: float) -> np.ndarray:
     """Unit direction (row, col) in which a piece leaves its node, over ``reach_px``."""
     line = graph.line(piece)
     line = line if end == 0 else line[::-1]
@@ -215,8 +215,8 @@ def merge_junctions(graph: SkeletonGraph, distance_px: np.ndarray, *, crossing_r
 def _runs_straight(graph, meet, piece, a, b, radius, straight_deg) -> bool:
     """Whether the two arms at ``a`` continue into the two arms at ``b``."""
     reach = max(6.0, 3.5 * radius)
-    arms_a = [_leaving(graph, p, e, reach) for p, e in meet[a] if p != piece]
-    arms_b = [_leaving(graph, p, e, reach) for p, e in meet[b] if p != piece]
+    arms_a = [leaving(graph, p, e, reach) for p, e in meet[a] if p != piece]
+    arms_b = [leaving(graph, p, e, reach) for p, e in meet[b] if p != piece]
     if len(arms_a) != 2 or len(arms_b) != 2:
         return False
     limit = np.cos(np.radians(straight_deg))
@@ -255,7 +255,7 @@ def finish(graph: SkeletonGraph, distance_px: np.ndarray):
 def _straight_pairs(graph, ends, radius, straight_deg: float = 40.0):
     """The split of four arms into two pairs that both continue straight, or None."""
     reach = max(8.0, 5.0 * radius)
-    arms = [_leaving(graph, p, e, reach) for p, e in ends]
+    arms = [leaving(graph, p, e, reach) for p, e in ends]
     best = None
     for (i, j), (k, m) in (((0, 1), (2, 3)), ((0, 2), (1, 3)), ((0, 3), (1, 2))):
         worst = max(arms[i] @ arms[j], arms[k] @ arms[m])

@@ -20,7 +20,6 @@ from licag3d.structures import VesselEvidence, View
 # Iodine contrast in a coronary, 1/mm (docs/physics): display values are scaled so that thick vessels show it.
 REFERENCE_ATTENUATION_PER_MM = 0.22
 BLUR_MM = 0.2
-SPUR_RATIO = 2.0
 
 
 def vessel_evidence(view: View, *, device="cpu", rules: RidgeRules | None = None) -> VesselEvidence:
@@ -142,8 +141,7 @@ def _measure_lines(image, ridge, response, *, blur_px: float):
     if not ridge.any():
         return []
     graph = skeleton_graph.build(ndimage.binary_dilation(ridge, np.ones((3, 3))))
-    # Long filters answer beyond bends and ends of a wide vessel: short whiskers, a few radii long.
-    skeleton_graph.prune(graph, response.radius_px, spur_ratio=SPUR_RATIO, min_length_px=6.0)
+    graph.join_through()
     meet = graph.ends_at()
     lines = []
     for piece in graph.pieces:
@@ -156,14 +154,14 @@ def _measure_lines(image, ridge, response, *, blur_px: float):
         row, col = (np.clip(np.rint(points[:, k]).astype(int), 0, image.shape[1 - k] - 1) for k in (1, 0))
         first = response.radius_px[row, col]
         fit = fit_profiles(image, points, tangent, first, blur_px=blur_px)
-        trust = fit.explained * np.maximum(fit.contrast, 0)
+        trust = fit.explained**2 * np.maximum(fit.contrast, 0)
         arc = np.arange(len(points))
         for node, away in zip(graph.pieces[piece][:2], (arc, arc[::-1]), strict=True):
             if len(meet[node]) > 2:
                 # A profile beside a junction spans the other vessel.
                 trust = trust * np.clip(away / (1.5 * first), 0.02, 1)
         trust = trust + 1e-9
-        radius = _steady_radius(fit.radius_px, trust)
+        radius = _steady_radius(fit.radius_px, trust, first)
         shift = _mean_along(np.clip(fit.shift_px, -1, 1), trust)
         points = points + shift[:, None] * np.stack([-tangent[:, 1], tangent[:, 0]], 1)
         score = ndimage.gaussian_filter1d(response.score[row, col], 3.0, mode="nearest")
@@ -171,9 +169,14 @@ def _measure_lines(image, ridge, response, *, blur_px: float):
     return lines
 
 
-def _steady_radius(radius, trust):
-    """Radius along a chain without outliers: no more than 1.4 times off the running weighted mean, then smoothed."""
-    log_radius = np.log(radius)
+def _steady_radius(radius, trust, first):
+    """Radius along a chain without outliers.
+
+    Fits that explain little give way to the radius of the best filter; what is left may be 1.4 times off the running
+    weighted mean, and is smoothed.
+    """
+    weak = 0.15 * np.median(trust)
+    log_radius = (trust * np.log(radius) + weak * np.log(first)) / (trust + weak)
     calm = _mean_along(log_radius, trust, sigma=8.0)
     return np.exp(_mean_along(np.clip(log_radius, calm - np.log(1.4), calm + np.log(1.4)), trust))
 
