@@ -14,20 +14,47 @@ from licag3d.command import Parser, add_debug_flag, run
 from licag3d.errors import InputError
 
 #: What the table shows; everything is in metrics.json.
-_SHOWN = ("centerline_f1_1mm", "centerline_f1_2mm", "centerline_f1_1mm_after_translation", "centerline_f1_1mm_after_similarity",
-          "centerline_precision_1mm_after_similarity", "centerline_recall_1mm_after_similarity",
-          "centerline_f1_2mm_after_similarity", "chamfer_mm", "chamfer_mm_after_similarity", "hd95_mm", "dice", "cldice",
-          "radius_mae_mm", "heldout_reprojection_mm", "heldout_reprojection_mm_after_similarity", "input_reprojection_mm",
-          "offset_error_mm", "offset_error_beyond_gauge_mm", "relative_rotation_error_deg", "similarity_scale")
+_SHOWN = (
+    "centerline_f1_1mm",
+    "centerline_f1_2mm",
+    "centerline_f1_1mm_after_translation",
+    "centerline_f1_1mm_after_similarity",
+    "centerline_precision_1mm_after_similarity",
+    "centerline_recall_1mm_after_similarity",
+    "centerline_f1_2mm_after_similarity",
+    "chamfer_mm",
+    "chamfer_mm_after_similarity",
+    "hd95_mm",
+    "dice",
+    "cldice",
+    "radius_mae_mm",
+    "heldout_reprojection_mm",
+    "heldout_reprojection_mm_after_similarity",
+    "input_reprojection_mm",
+    "offset_error_mm",
+    "offset_error_beyond_gauge_mm",
+    "relative_rotation_error_deg",
+    "similarity_scale",
+)
 
 
 def parser() -> argparse.ArgumentParser:
     """The flags."""
-    result = Parser(prog="python -m licag3d.evaluate", description="Score one reconstruction, or folders of them, against the "
-                    "truth: prints a table and writes metrics.json. Definitions: docs/metrics.md.")
-    result.add_argument("--pred", required=True, metavar="DIR", help="folder with centerlines.json (and cameras.json) as "
-                        "licag3d.invert writes it, or a folder of such folders named like the cases")
-    result.add_argument("--truth", required=True, metavar="DIR", help="truth folder of a case (CASE/truth), or a folder of cases")
+    result = Parser(
+        prog="python -m licag3d.evaluate",
+        description="Score one reconstruction, or folders of them, against the "
+        "truth: prints a table and writes metrics.json. Definitions: docs/metrics.md.",
+    )
+    result.add_argument(
+        "--pred",
+        required=True,
+        metavar="DIR",
+        help="folder with centerlines.json (and cameras.json) as "
+        "licag3d.invert writes it, or a folder of such folders named like the cases",
+    )
+    result.add_argument(
+        "--truth", required=True, metavar="DIR", help="truth folder of a case (CASE/truth), or a folder of cases"
+    )
     result.add_argument("--out", metavar="FILE", help="where to write the scores (default: PRED/metrics.json)")
     add_debug_flag(result)
     return result
@@ -46,9 +73,11 @@ def main(argv: list[str]) -> int:
         scored[name] = score_folder(pred_folder, truth_folder)
         if len(cases) > 1:
             s = scored[name]["scores"]
-            print(f"{name}: F1 1 mm {_text(s['centerline_f1_1mm'])}, after similarity "
-                  f"{_text(s['centerline_f1_1mm_after_similarity'])}"
-                  + (f", failed: {scored[name]['failed']}" if scored[name]["failed"] else ""))
+            print(
+                f"{name}: F1 1 mm {_text(s['centerline_f1_1mm'])}, after similarity "
+                f"{_text(s['centerline_f1_1mm_after_similarity'])}"
+                + (f", failed: {scored[name]['failed']}" if scored[name]["failed"] else "")
+            )
     from licag3d.metrics.scores import mean_scores
 
     mean = mean_scores([case["scores"] for case in scored.values()])
@@ -78,8 +107,11 @@ def score_folder(pred_folder: Path, truth_folder: Path) -> dict:
     except InputError as error:
         return {"scores": failure_scores(truth), "failed": str(error)}
     if cameras is not None and len(cameras) != len(truth.cameras):
-        return {"scores": score(tree, truth), "failed": None,
-                "note": f"cameras.json has {len(cameras)} views, the truth {len(truth.cameras)}: camera scores left out"}
+        return {
+            "scores": score(tree, truth),
+            "failed": None,
+            "note": f"cameras.json has {len(cameras)} views, the truth {len(truth.cameras)}: camera scores left out",
+        }
     return {"scores": score(tree, truth, cameras), "failed": None}
 
 

@@ -17,22 +17,45 @@ CASES_PER_SEED = 10_000
 
 def parser() -> argparse.ArgumentParser:
     """The flags."""
-    result = Parser(prog="python -m licag3d.simulate", description="Write synthetic angiogram pairs with exact truth: "
-                    "views, cameras as a user would have them, and a truth folder per case. Layout: docs/phantom.md.")
+    result = Parser(
+        prog="python -m licag3d.simulate",
+        description="Write synthetic angiogram pairs with exact truth: "
+        "views, cameras as a user would have them, and a truth folder per case. Layout: docs/phantom.md.",
+    )
     result.add_argument("--out", required=True, metavar="DIR", help="folder for the cases; finished cases are kept")
     result.add_argument("--cases", type=int, default=10, metavar="N", help="number of cases, 1 to 10000")
     result.add_argument("--seed", type=int, default=0, help="the same seed and settings give the same files")
-    result.add_argument("--artery", choices=("rca", "lca", "both"), default="both",
-                        help="right, left, or alternating right and left")
+    result.add_argument(
+        "--artery", choices=("rca", "lca", "both"), default="both", help="right, left, or alternating right and left"
+    )
     result.add_argument("--views", type=int, default=2, metavar="N", help="views per case, 1 to 4")
-    result.add_argument("--separation", type=float, default=60.0, metavar="DEG",
-                        help="angle between the first and every other view in degrees, 20 to 110")
-    result.add_argument("--offset-mm", type=float, default=5.0, metavar="MM",
-                        help="length of the unknown table offset of every view but the first, 0 to 80 mm")
-    result.add_argument("--angle-error-deg", type=float, default=0.0, metavar="DEG",
-                        help="error of the angles in cameras.json in degrees, 0 to 10")
-    result.add_argument("--background", choices=("full", "flat"), default="full",
-                        help="chest with catheter and noise, or uniform with noise")
+    result.add_argument(
+        "--separation",
+        type=float,
+        default=60.0,
+        metavar="DEG",
+        help="angle between the first and every other view in degrees, 20 to 110",
+    )
+    result.add_argument(
+        "--offset-mm",
+        type=float,
+        default=5.0,
+        metavar="MM",
+        help="length of the unknown table offset of every view but the first, 0 to 80 mm",
+    )
+    result.add_argument(
+        "--angle-error-deg",
+        type=float,
+        default=0.0,
+        metavar="DEG",
+        help="error of the angles in cameras.json in degrees, 0 to 10",
+    )
+    result.add_argument(
+        "--background",
+        choices=("full", "flat"),
+        default="full",
+        help="chest with catheter and noise, or uniform with noise",
+    )
     result.add_argument("--size", type=int, default=512, metavar="PX", help="rows and columns, 64 to 2048")
     result.add_argument("--images-only", action="store_true", help="leave out vessels.stl and labels.nii.gz (faster)")
     add_debug_flag(result)
@@ -52,9 +75,15 @@ def main(argv: list[str]) -> int:
     from licag3d.phantom.simulate_case import check_settings, simulate_case
     from licag3d.phantom.write_case import Content, write_case
 
-    settings = {"views": arguments.views, "separation_deg": arguments.separation, "offset_mm": arguments.offset_mm,
-                "angle_error_deg": arguments.angle_error_deg, "background": arguments.background,
-                "rows": arguments.size, "cols": arguments.size}
+    settings = {
+        "views": arguments.views,
+        "separation_deg": arguments.separation,
+        "offset_mm": arguments.offset_mm,
+        "angle_error_deg": arguments.angle_error_deg,
+        "background": arguments.background,
+        "rows": arguments.size,
+        "cols": arguments.size,
+    }
     check_settings(**settings)
     arteries = ("rca", "lca") if arguments.artery == "both" else (arguments.artery,)
     content = Content(mesh=not arguments.images_only, labels=not arguments.images_only)

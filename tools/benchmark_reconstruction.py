@@ -6,9 +6,10 @@
     python tools/benchmark_reconstruction.py --out out.json --callable package.module:function
 
 Without ``--callable`` it runs ``python -m licag3d.invert`` once per case, as a user would. A callable gets ``(views,
-artery, seed)``, with views as ``licag3d.structures.View`` (the mask set where the cell gives masks), and returns the tree
-and the refined cameras. Every finished case is in the result file at once; a run that was interrupted goes on with the
-cases that are missing, and never counts one twice. A method that fails or runs out of time is scored as a failure.
+artery, seed)``, with views as ``licag3d.structures.View`` (the mask set where the cell gives masks), and returns the
+tree and the refined cameras. Every finished case is in the result file at once; a run that was interrupted goes on
+with the cases that are missing, and never counts one twice. A method that fails or runs out of time is scored as a
+failure.
 """
 
 from __future__ import annotations
@@ -37,10 +38,17 @@ from licag3d.simulate import CASES_PER_SEED
 
 SCHEMA = "licag3d-benchmark-1"
 #: What the table prints; the file holds every score.
-SHOWN = ("centerline_f1_1mm", "centerline_f1_1mm_after_translation", "centerline_f1_1mm_after_similarity",
-         "centerline_f1_2mm_after_similarity", "centerline_precision_1mm_after_similarity",
-         "centerline_recall_1mm_after_similarity", "chamfer_mm_after_similarity", "heldout_reprojection_mm_after_similarity",
-         "seconds")
+SHOWN = (
+    "centerline_f1_1mm",
+    "centerline_f1_1mm_after_translation",
+    "centerline_f1_1mm_after_similarity",
+    "centerline_f1_2mm_after_similarity",
+    "centerline_precision_1mm_after_similarity",
+    "centerline_recall_1mm_after_similarity",
+    "chamfer_mm_after_similarity",
+    "heldout_reprojection_mm_after_similarity",
+    "seconds",
+)
 BOOTSTRAP_DRAWS = 2000
 
 
@@ -58,8 +66,10 @@ class Cell:
     @property
     def name(self) -> str:
         """Short and unique."""
-        return (f"{self.artery} sep{self.separation_deg:g} off{self.offset_mm:g} ang{self.angle_error_deg:g} {self.given} "
-                f"{self.background}")
+        return (
+            f"{self.artery} sep{self.separation_deg:g} off{self.offset_mm:g} ang{self.angle_error_deg:g} {self.given} "
+            f"{self.background}"
+        )
 
     def case_id(self, seed: int) -> str:
         """Name of one case of the cell."""
@@ -68,7 +78,9 @@ class Cell:
 
 def parser() -> argparse.ArgumentParser:
     """The flags."""
-    result = Parser(prog="python tools/benchmark_reconstruction.py", description="Score a reconstruction on phantom cases.")
+    result = Parser(
+        prog="python tools/benchmark_reconstruction.py", description="Score a reconstruction on phantom cases."
+    )
     result.add_argument("--out", required=True, metavar="FILE", help="result file (JSON), continued if it exists")
     result.add_argument("--cases", type=int, default=10, help="cases per cell")
     result.add_argument("--seed", type=int, default=9, help="case seeds are SEED * 10000 + number")
@@ -79,9 +91,13 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--given", nargs="+", default=["masks", "images"], choices=("masks", "images"))
     result.add_argument("--background", default="full", choices=("full", "flat"))
     result.add_argument("--command", default="", metavar="FLAGS", help="more flags for licag3d.invert, in one string")
-    result.add_argument("--callable", metavar="MODULE:FUNCTION", help="benchmark a Python function instead of the command")
+    result.add_argument(
+        "--callable", metavar="MODULE:FUNCTION", help="benchmark a Python function instead of the command"
+    )
     result.add_argument("--method", help="name of the method in the result file (default: the command or the callable)")
-    result.add_argument("--timeout", type=float, default=900.0, metavar="S", help="seconds per case before it counts as failed")
+    result.add_argument(
+        "--timeout", type=float, default=900.0, metavar="S", help="seconds per case before it counts as failed"
+    )
     result.add_argument("--quick", action="store_true", help="two cases of four cells, for a first look")
     return result
 
@@ -90,15 +106,20 @@ def main(argv: list[str]) -> int:
     """Run what is missing, print the table of what is there."""
     arguments = parser().parse_args(argv)
     if not 1 <= arguments.cases <= CASES_PER_SEED or not 0 <= arguments.seed <= 400_000:
-        raise InputError(f"--cases {arguments.cases}, --seed {arguments.seed}: give 1 to {CASES_PER_SEED} cases and a seed from "
-                         "0 to 400000")
+        raise InputError(
+            f"--cases {arguments.cases}, --seed {arguments.seed}: give 1 to {CASES_PER_SEED} cases and a seed from "
+            "0 to 400000"
+        )
     cells = cells_of(arguments)
     cases = min(arguments.cases, 2) if arguments.quick else arguments.cases
     method = arguments.method or arguments.callable or " ".join(["licag3d.invert", arguments.command]).strip()
     path = Path(arguments.out)
     store = load(path, method)
-    reconstruct = by_callable(arguments.callable) if arguments.callable else by_command(
-        shlex.split(arguments.command), arguments.timeout)
+    reconstruct = (
+        by_callable(arguments.callable)
+        if arguments.callable
+        else by_command(shlex.split(arguments.command), arguments.timeout)
+    )
     run_cells(cells, cases, arguments.seed, reconstruct, store, path)
     print_table(store, [cell.name for cell in cells])
     return 0
@@ -107,10 +128,16 @@ def main(argv: list[str]) -> int:
 def cells_of(arguments: argparse.Namespace) -> list[Cell]:
     """The cells asked for, in a fixed order."""
     if arguments.quick:
-        return [Cell(artery, 60.0, 5.0, 1.0, given, arguments.background)
-                for artery, given in itertools.product(("rca", "lca"), ("masks", "images"))]
-    return [Cell(*values, arguments.background) for values in itertools.product(
-        arguments.artery, arguments.separation, arguments.offset, arguments.angle_error, arguments.given)]
+        return [
+            Cell(artery, 60.0, 5.0, 1.0, given, arguments.background)
+            for artery, given in itertools.product(("rca", "lca"), ("masks", "images"))
+        ]
+    return [
+        Cell(*values, arguments.background)
+        for values in itertools.product(
+            arguments.artery, arguments.separation, arguments.offset, arguments.angle_error, arguments.given
+        )
+    ]
 
 
 def run_cells(cells: Iterable[Cell], cases: int, seed: int, reconstruct: Callable, store: dict, path: Path) -> None:
@@ -124,8 +151,14 @@ def run_cells(cells: Iterable[Cell], cases: int, seed: int, reconstruct: Callabl
             identity = cell.case_id(case_seed)
             if identity in store["cases"]:
                 continue
-            case = simulate_case(case_seed, cell.artery, separation_deg=cell.separation_deg, offset_mm=cell.offset_mm,
-                                 angle_error_deg=cell.angle_error_deg, background=cell.background)
+            case = simulate_case(
+                case_seed,
+                cell.artery,
+                separation_deg=cell.separation_deg,
+                offset_mm=cell.offset_mm,
+                angle_error_deg=cell.angle_error_deg,
+                background=cell.background,
+            )
             truth = Truth(case.tree, case.true_cameras, [view.true_camera for view in case.held_out])
             began = time.perf_counter()
             failed, memory_mb, scores = None, None, None
@@ -139,13 +172,23 @@ def run_cells(cells: Iterable[Cell], cases: int, seed: int, reconstruct: Callabl
                 seconds = time.perf_counter() - began
                 failed = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
                 scores = failure_scores(truth)
-            store["cases"][identity] = {"cell": cell.name, **asdict(cell), "seed": case_seed, "failed": failed,
-                                        "seconds": seconds, "peak_memory_mb": memory_mb, "scores": scores}
+            store["cases"][identity] = {
+                "cell": cell.name,
+                **asdict(cell),
+                "seed": case_seed,
+                "failed": failed,
+                "seconds": seconds,
+                "peak_memory_mb": memory_mb,
+                "scores": scores,
+            }
             store["summary"] = summarise(store["cases"])
             save(path, store)
-            print(f"{identity}: F1 1 mm {scores['centerline_f1_1mm']:.3f}, after similarity "
-                  f"{scores['centerline_f1_1mm_after_similarity']:.3f}, {seconds:.1f} s" + (f", {failed}" if failed else ""),
-                  flush=True)
+            print(
+                f"{identity}: F1 1 mm {scores['centerline_f1_1mm']:.3f}, after similarity "
+                f"{scores['centerline_f1_1mm_after_similarity']:.3f}, {seconds:.1f} s"
+                + (f", {failed}" if failed else ""),
+                flush=True,
+            )
 
 
 def by_command(flags: list[str], timeout_s: float) -> Callable:
@@ -159,8 +202,20 @@ def by_command(flags: list[str], timeout_s: float) -> Callable:
             folder, out = Path(name) / "case", Path(name) / "out"
             write_case(folder, case, Content(projections=False, mesh=False, labels=False))
             numbers = range(1, len(case.views) + 1)
-            command = [sys.executable, "-m", "licag3d.invert", "--views", *[str(folder / f"view_{k}.png") for k in numbers],
-                       "--cameras", str(folder / "cameras.json"), "--artery", case.artery, "--out", str(out), *flags]
+            command = [
+                sys.executable,
+                "-m",
+                "licag3d.invert",
+                "--views",
+                *[str(folder / f"view_{k}.png") for k in numbers],
+                "--cameras",
+                str(folder / "cameras.json"),
+                "--artery",
+                case.artery,
+                "--out",
+                str(out),
+                *flags,
+            ]
             if cell.given == "masks":
                 command += ["--masks", *[str(folder / "truth" / f"view_{k}_mask.png") for k in numbers]]
             memory_mb = _run(command, timeout_s)
@@ -170,7 +225,9 @@ def by_command(flags: list[str], timeout_s: float) -> Callable:
 
 
 def _run(command: list[str], timeout_s: float) -> float:
-    """Run to the end or to the time limit; peak resident memory in MB. Raises RuntimeError with the last line of stderr."""
+    """Run to the end or to the time limit; peak resident memory in MB. Raises RuntimeError with the last line of
+    stderr.
+    """
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors)
         deadline = time.monotonic() + timeout_s
@@ -210,8 +267,16 @@ def views_of(case, masks: bool) -> list:
     """A case as a method sees it: display images and the cameras of a user, with masks where given."""
     from licag3d.structures import View
 
-    return [View(view.image.astype(np.float32) / 255, view.user_camera, view.image > 0, view.mask if masks else None,
-                 file=f"view_{k + 1}.png") for k, view in enumerate(case.views)]
+    return [
+        View(
+            view.image.astype(np.float32) / 255,
+            view.user_camera,
+            view.image > 0,
+            view.mask if masks else None,
+            file=f"view_{k + 1}.png",
+        )
+        for k, view in enumerate(case.views)
+    ]
 
 
 def summarise(cases: dict[str, dict]) -> dict[str, dict]:
@@ -223,9 +288,11 @@ def summarise(cases: dict[str, dict]) -> dict[str, dict]:
     for cell in dict.fromkeys(case["cell"] for case in cases.values()):
         chosen = [case for case in cases.values() if case["cell"] == cell]
         rows = [{**case["scores"], "seconds": case["seconds"]} for case in chosen]
-        result[cell] = {"cases": len(chosen), "failed": sum(case["failed"] is not None for case in chosen),
-                        "scores": {name: statistics([row[name] for row in rows if row.get(name) is not None])
-                                   for name in rows[0]}}
+        result[cell] = {
+            "cases": len(chosen),
+            "failed": sum(case["failed"] is not None for case in chosen),
+            "scores": {name: statistics([row[name] for row in rows if row.get(name) is not None]) for name in rows[0]},
+        }
     return result
 
 
@@ -236,8 +303,13 @@ def statistics(values: list[float]) -> dict[str, float | int]:
         return {"n": 0, "mean": math.nan, "median": math.nan, "low_95": math.nan, "high_95": math.nan}
     draws = np.random.default_rng(0).choice(finite, (BOOTSTRAP_DRAWS, len(finite))).mean(1)
     low, high = np.percentile(draws, (2.5, 97.5))
-    return {"n": len(finite), "mean": float(finite.mean()), "median": float(np.median(finite)), "low_95": float(low),
-            "high_95": float(high)}
+    return {
+        "n": len(finite),
+        "mean": float(finite.mean()),
+        "median": float(np.median(finite)),
+        "low_95": float(low),
+        "high_95": float(high),
+    }
 
 
 def load(path: Path, method: str) -> dict:
@@ -272,8 +344,12 @@ def save(path: Path, store: dict) -> None:
 
 def machine() -> dict[str, str | int | None]:
     """What the figures were measured on."""
-    return {"system": platform.system(), "machine": platform.machine(), "cores": os.cpu_count(),
-            "python": platform.python_version()}
+    return {
+        "system": platform.system(),
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+    }
 
 
 def print_table(store: dict, names: list[str]) -> None:
@@ -286,8 +362,10 @@ def print_table(store: dict, names: list[str]) -> None:
         print(f"\n{name}: {cell['cases']} cases, {cell['failed']} failed")
         for score_name in SHOWN:
             s = cell["scores"][score_name]
-            print(f"  {score_name:<44} mean {s['mean']:8.3f}  median {s['median']:8.3f}  95 % [{s['low_95']:.3f}, "
-                  f"{s['high_95']:.3f}]  n {s['n']}")
+            print(
+                f"  {score_name:<44} mean {s['mean']:8.3f}  median {s['median']:8.3f}  95 % [{s['low_95']:.3f}, "
+                f"{s['high_95']:.3f}]  n {s['n']}"
+            )
 
 
 if __name__ == "__main__":

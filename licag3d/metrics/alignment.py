@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The translation, and the similarity, that bring a predicted centreline closest to the truth.
 
-Two views with an unknown offset leave a scale and a shift open (docs/geometry.md), and angles read with an error turn the
-whole tree: so a reconstruction is scored as it is, after the best translation, and after the best similarity. What is
-maximised is the centreline F1 at 1 mm. It is not smooth and has many local maxima, so the search is: cross-correlation on
-a grid (every translation at once, at seven scales) -> iterated closest points with shrinking tolerance from the best peaks
--> pattern search on the F1 itself. It is deterministic, and what it returns is a lower bound of the true maximum.
+Two views with an unknown offset leave a scale and a shift open (docs/geometry.md), and angles read with an error turn
+the whole tree: so a reconstruction is scored as it is, after the best translation, and after the best similarity. What
+is maximised is the centreline F1 at 1 mm. It is not smooth and has many local maxima, so the search is:
+cross-correlation on a grid (every translation at once, at seven scales) -> iterated closest points with shrinking
+tolerance from the best peaks -> pattern search on the F1 itself. It is deterministic, and what it returns is a lower
+bound of the true maximum.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ _STARTS, _FINALISTS = 14, 4
 
 @dataclass(frozen=True)
 class Similarity:
-    """``x -> scale * rotation @ (x - pivot) + pivot + translation``, all in LPS mm; the pivot is the prediction's centroid."""
+    """``x -> scale * rotation @ (x - pivot) + pivot + translation``, all in LPS mm; the pivot is the prediction's
+    centroid.
+    """
 
     scale: float = 1.0
     rotation: np.ndarray = field(default_factory=lambda: np.eye(3))
@@ -98,7 +101,9 @@ class _Objective:
         return hard + 0.02 * soft
 
 
-def _search(pred: np.ndarray, truth: np.ndarray, scales: tuple[float, ...], rigid: bool, extra: list[Similarity]) -> Similarity:
+def _search(
+    pred: np.ndarray, truth: np.ndarray, scales: tuple[float, ...], rigid: bool, extra: list[Similarity]
+) -> Similarity:
     if len(pred) == 0 or len(truth) == 0:
         return Similarity()
     pivot = pred.mean(0)
@@ -108,7 +113,7 @@ def _search(pred: np.ndarray, truth: np.ndarray, scales: tuple[float, ...], rigi
         shifts = _correlation_peaks(scale * (objective.pred - pivot) + pivot, objective.truth)
         starts += [Similarity(scale, np.eye(3), shift, pivot) for shift in shifts]
     # A look at every start, rough steps from the better ones, full effort for the best.
-    starts = [starts[0], *extra, *sorted(starts[1 + len(extra):], key=objective.loose, reverse=True)[:_STARTS]]
+    starts = [starts[0], *extra, *sorted(starts[1 + len(extra) :], key=objective.loose, reverse=True)[:_STARTS]]
     rough = [_closest_points(objective, start, rigid, (6.0, 3.0)) for start in starts]
     rough = _best(objective, [*starts, *rough], 2 * _FINALISTS)
     polished = [_closest_points(objective, s, rigid, (2.0, 1.5, 1.2)) for s in rough]
@@ -154,7 +159,9 @@ def _correlation_peaks(pred: np.ndarray, truth: np.ndarray) -> list[np.ndarray]:
 
 
 def _closest_points(objective: _Objective, s: Similarity, rigid: bool, tolerances_mm: tuple[float, ...]) -> Similarity:
-    """Iterated closest points in both directions, on pairs nearer than the tolerance (trimmed); best state by F1 is kept."""
+    """Iterated closest points in both directions, on pairs nearer than the tolerance (trimmed); best state by F1 is
+    kept.
+    """
     best, best_value = s, objective(s)
     for tolerance in tolerances_mm:
         for _ in range(5):

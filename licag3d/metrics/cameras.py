@@ -11,7 +11,9 @@ from licag3d.geometry import Camera
 from licag3d.metrics.centerline import nearest_distances
 
 
-def reprojection_mm(pred_lps_mm: np.ndarray, pred_camera: Camera, truth_lps_mm: np.ndarray, truth_camera: Camera) -> float:
+def reprojection_mm(
+    pred_lps_mm: np.ndarray, pred_camera: Camera, truth_lps_mm: np.ndarray, truth_camera: Camera
+) -> float:
     """Distance between two projected centrelines, mm at the isocentre: mean of the two one-way means.
 
     Args:
@@ -51,8 +53,11 @@ def camera_metrics(pred: Sequence[Camera], truth: Sequence[Camera]) -> dict[str,
         turned.append(np.rad2deg(np.arccos(np.clip((np.trace(relative) - 1) / 2, -1, 1))))
     if not plain:
         return {"offset_error_mm": 0.0, "offset_error_beyond_gauge_mm": 0.0, "relative_rotation_error_deg": 0.0}
-    return {"offset_error_mm": float(np.mean(plain)), "offset_error_beyond_gauge_mm": float(np.mean(beyond)),
-            "relative_rotation_error_deg": float(np.mean(turned))}
+    return {
+        "offset_error_mm": float(np.mean(plain)),
+        "offset_error_beyond_gauge_mm": float(np.mean(beyond)),
+        "relative_rotation_error_deg": float(np.mean(turned)),
+    }
 
 
 def _rotation(camera: Camera) -> np.ndarray:

@@ -82,7 +82,9 @@ def centerline_metrics(pred: CenterlinePoints, truth: CenterlinePoints) -> dict[
         result[f"centerline_recall_{tolerance:g}mm"] = recall
     empty = len(forward) == 0 or len(backward) == 0
     result["chamfer_mm"] = float("nan") if empty else 0.5 * float(forward.mean() + backward.mean())
-    result["centerline_hd95_mm"] = float("nan") if empty else float(np.percentile(np.concatenate((forward, backward)), 95))
+    result["centerline_hd95_mm"] = (
+        float("nan") if empty else float(np.percentile(np.concatenate((forward, backward)), 95))
+    )
     near = forward <= RADIUS_MATCH_MM
     error = np.abs(pred.radius_mm[near] - truth.radius_mm[index[near]]) if near.any() else np.array([np.nan])
     result["radius_mae_mm"] = float(error.mean())

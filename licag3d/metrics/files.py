@@ -26,8 +26,10 @@ def read_tree(path: str | Path) -> VesselTree:
     tree = read_centerlines_json(path)
     for branch in tree.branches:
         if np.abs(branch.points_lps_mm).max() > MAX_COORDINATE_MM or branch.radius_mm.max() > MAX_RADIUS_MM:
-            raise InputError(f"{Path(path).name}, branch {branch.id}: coordinates must lie within {MAX_COORDINATE_MM:g} mm "
-                             f"and radii within {MAX_RADIUS_MM:g} mm: check the unit (mm)")
+            raise InputError(
+                f"{Path(path).name}, branch {branch.id}: coordinates must lie within {MAX_COORDINATE_MM:g} mm "
+                f"and radii within {MAX_RADIUS_MM:g} mm: check the unit (mm)"
+            )
     return tree
 
 
@@ -39,14 +41,33 @@ def read_cameras(path: str | Path) -> list[Camera]:
     """
     cameras = []
     for number, (partial, _, _) in enumerate(read_cameras_json(path)):
-        values = {name: getattr(partial, name) for name in ("primary_deg", "secondary_deg", "sid_mm", "sod_mm",
-                  "spacing_row_mm", "spacing_col_mm", "rows", "cols")}
+        values = {
+            name: getattr(partial, name)
+            for name in (
+                "primary_deg",
+                "secondary_deg",
+                "sid_mm",
+                "sod_mm",
+                "spacing_row_mm",
+                "spacing_col_mm",
+                "rows",
+                "cols",
+            )
+        }
         missing = [name for name, value in values.items() if value is None]
         if missing:
-            raise InputError(f"{Path(path).name}, view {number + 1}: {', '.join(missing)} missing: give complete cameras")
+            raise InputError(
+                f"{Path(path).name}, view {number + 1}: {', '.join(missing)} missing: give complete cameras"
+            )
         try:
-            cameras.append(Camera(**values, offset_lps_mm=partial.offset_lps_mm or (0.0, 0.0, 0.0),
-                                  principal_row=partial.principal_row, principal_col=partial.principal_col))
+            cameras.append(
+                Camera(
+                    **values,
+                    offset_lps_mm=partial.offset_lps_mm or (0.0, 0.0, 0.0),
+                    principal_row=partial.principal_row,
+                    principal_col=partial.principal_col,
+                )
+            )
         except ValueError as error:
             raise InputError(f"{Path(path).name}, view {number + 1}: {error}") from None
     return cameras

@@ -13,8 +13,8 @@ _CHUNK = 2000
 
 
 def lumen_voxels(points: CenterlinePoints) -> np.ndarray:
-    """Indices ``(n, 3)`` of the voxels of the lumen, in sorted order: those whose centre lies in the union of balls along
-    the centreline, and those that a centreline point lies in (vessels thinner than a voxel stay one line).
+    """Indices ``(n, 3)`` of the voxels of the lumen, in sorted order: those whose centre lies in the union of balls
+    along the centreline, and those that a centreline point lies in (vessels thinner than a voxel stay one line).
 
     With a ball every 0.25 mm the union is short of the tube by less than 0.01 mm of radius.
 
@@ -30,7 +30,7 @@ def lumen_voxels(points: CenterlinePoints) -> np.ndarray:
     # Balls of similar size share one stencil.
     order = np.argsort(radius, kind="stable")
     for begin in range(0, len(order), _CHUNK):
-        chosen = order[begin:begin + _CHUNK]
+        chosen = order[begin : begin + _CHUNK]
         reach = int(np.ceil(radius[chosen].max() / VOXEL_MM)) + 1
         stencil = np.stack(np.meshgrid(*[np.arange(-reach, reach + 1)] * 3, indexing="ij"), -1).reshape(-1, 3)
         for part in np.array_split(chosen, max(1, len(chosen) * len(stencil) // 2_000_000)):
@@ -58,9 +58,12 @@ def overlap_metrics(pred: CenterlinePoints, truth: CenterlinePoints) -> dict[str
     sensitivity = float(np.isin(_keys(_voxel_of(truth.points_lps_mm)), key_a).mean())
     forward, _ = nearest_distances(surface_a * VOXEL_MM, surface_b * VOXEL_MM)
     backward, _ = nearest_distances(surface_b * VOXEL_MM, surface_a * VOXEL_MM)
-    return {"dice": 2 * len(common) / (len(a) + len(b)), "cldice": harmonic(precision, sensitivity),
-            "hd95_mm": float(np.percentile(np.concatenate((forward, backward)), 95)),
-            "surface_chamfer_mm": 0.5 * float(forward.mean() + backward.mean())}
+    return {
+        "dice": 2 * len(common) / (len(a) + len(b)),
+        "cldice": harmonic(precision, sensitivity),
+        "hd95_mm": float(np.percentile(np.concatenate((forward, backward)), 95)),
+        "surface_chamfer_mm": 0.5 * float(forward.mean() + backward.mean()),
+    }
 
 
 def _surface(voxels: np.ndarray) -> np.ndarray:

@@ -15,8 +15,17 @@ from licag3d.metrics.overlap import overlap_metrics
 from licag3d.structures import VesselTree
 
 #: What is repeated after each alignment, with the suffix of the alignment.
-ALIGNED = ("centerline_f1_1mm", "centerline_precision_1mm", "centerline_recall_1mm", "centerline_f1_2mm",
-           "centerline_precision_2mm", "centerline_recall_2mm", "chamfer_mm", "centerline_hd95_mm", "radius_mae_mm")
+ALIGNED = (
+    "centerline_f1_1mm",
+    "centerline_precision_1mm",
+    "centerline_recall_1mm",
+    "centerline_f1_2mm",
+    "centerline_precision_2mm",
+    "centerline_recall_2mm",
+    "chamfer_mm",
+    "centerline_hd95_mm",
+    "radius_mae_mm",
+)
 #: Scores for which a missing prediction counts 0; all others are NaN (no distance exists).
 _SHARES = ("centerline_f1", "centerline_precision", "centerline_recall", "dice", "cldice")
 
@@ -46,8 +55,10 @@ def score(pred_tree: VesselTree, truth: Truth, pred_cameras: Sequence[Camera] | 
     overlap = overlap_metrics(similarity.apply_to(pred), true)
     result |= {f"{name}_after_similarity": value for name, value in overlap.items()}
     empty = len(pred.points_lps_mm) == 0
-    result |= {"similarity_scale": math.nan if empty else similarity.scale,
-               "similarity_rotation_deg": math.nan if empty else similarity.rotation_deg}
+    result |= {
+        "similarity_scale": math.nan if empty else similarity.scale,
+        "similarity_rotation_deg": math.nan if empty else similarity.rotation_deg,
+    }
     result |= _held_out(pred, true, truth.held_out, similarity)
     result |= _cameras(pred, true, truth.cameras, pred_cameras)
     result |= {"pred_length_mm": pred_tree.length_mm, "truth_length_mm": truth.tree.length_mm}
@@ -74,20 +85,27 @@ def mean_scores(cases: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return result
 
 
-def _held_out(pred: CenterlinePoints, true: CenterlinePoints, cameras: Sequence[Camera], alignment: Similarity) -> dict[str, float]:
+def _held_out(
+    pred: CenterlinePoints, true: CenterlinePoints, cameras: Sequence[Camera], alignment: Similarity
+) -> dict[str, float]:
     moved = alignment.apply(pred.points_lps_mm)
     raw = [reprojection_mm(pred.points_lps_mm, camera, true.points_lps_mm, camera) for camera in cameras]
     aligned = [reprojection_mm(moved, camera, true.points_lps_mm, camera) for camera in cameras]
     return {"heldout_reprojection_mm": _mean(raw), "heldout_reprojection_mm_after_similarity": _mean(aligned)}
 
 
-def _cameras(pred: CenterlinePoints, true: CenterlinePoints, cameras: Sequence[Camera],
-             pred_cameras: Sequence[Camera] | None) -> dict[str, float]:
+def _cameras(
+    pred: CenterlinePoints, true: CenterlinePoints, cameras: Sequence[Camera], pred_cameras: Sequence[Camera] | None
+) -> dict[str, float]:
     if pred_cameras is None or len(pred_cameras) != len(cameras):
-        return dict.fromkeys(("input_reprojection_mm", "offset_error_mm", "offset_error_beyond_gauge_mm",
-                              "relative_rotation_error_deg"), math.nan)
-    distances = [reprojection_mm(pred.points_lps_mm, refined, true.points_lps_mm, camera)
-                 for refined, camera in zip(pred_cameras, cameras, strict=True)]
+        return dict.fromkeys(
+            ("input_reprojection_mm", "offset_error_mm", "offset_error_beyond_gauge_mm", "relative_rotation_error_deg"),
+            math.nan,
+        )
+    distances = [
+        reprojection_mm(pred.points_lps_mm, refined, true.points_lps_mm, camera)
+        for refined, camera in zip(pred_cameras, cameras, strict=True)
+    ]
     return {"input_reprojection_mm": _mean(distances)} | camera_metrics(pred_cameras, cameras)
 
 

@@ -92,8 +92,12 @@ def _grow(patient: Patient, artery: str, rng: np.random.Generator) -> VesselTree
                 return None
     diameters = _calibres(grown)
     ids = {name: number for number, name in enumerate(grown)}
-    tree = VesselTree(tuple(
-        Branch(ids[name], ids.get(item.plan.parent), item.points, 0.5 * diameters[name], name) for name, item in grown.items()))
+    tree = VesselTree(
+        tuple(
+            Branch(ids[name], ids.get(item.plan.parent), item.points, 0.5 * diameters[name], name)
+            for name, item in grown.items()
+        )
+    )
     # Daughters at the end of a vessel got their calibre from it only now.
     return tree if overlapping_branches(tree) is None else None
 
@@ -126,15 +130,22 @@ def overlapping_branches(tree: VesselTree) -> tuple[str, str] | None:
     return None
 
 
-def _draw_branch(plan: Plan, patient: Patient, artery: str, grown: dict[str, _Grown], rng: np.random.Generator) -> _Grown | None:
+def _draw_branch(
+    plan: Plan, patient: Patient, artery: str, grown: dict[str, _Grown], rng: np.random.Generator
+) -> _Grown | None:
     heart = patient.heart
-    waypoints = [heart.point(rng.uniform(*w.theta_deg), rng.uniform(*w.phi_deg), rng.uniform(*w.level)) for w in plan.waypoints]
+    waypoints = [
+        heart.point(rng.uniform(*w.theta_deg), rng.uniform(*w.phi_deg), rng.uniform(*w.level)) for w in plan.waypoints
+    ]
     length_mm = rng.uniform(*plan.length_mm)
     index = 0
     if plan.parent is None:
         if artery == "rca":
             # The right ostium: anterior on the aortic root, which stands inside the ring and above it.
-            controls = [heart.point(104 + rng.uniform(-4, 4), 30 + rng.uniform(-5, 5), 0.62 + rng.uniform(-0.03, 0.03)), *waypoints]
+            controls = [
+                heart.point(104 + rng.uniform(-4, 4), 30 + rng.uniform(-5, 5), 0.62 + rng.uniform(-0.03, 0.03)),
+                *waypoints,
+            ]
         else:
             controls = _left_main(heart, waypoints[0], length_mm, rng)
     else:
@@ -170,8 +181,15 @@ def _left_main(heart: Heart, end: np.ndarray, length_mm: float, rng: np.random.G
     return [end + length_mm * back, end + 0.5 * length_mm * back + bow, end]
 
 
-def _leave_parent(heart: Heart, parent: np.ndarray, index: int, plan: Plan, waypoints: list[np.ndarray], length_mm: float,
-                  rng: np.random.Generator) -> list[np.ndarray]:
+def _leave_parent(
+    heart: Heart,
+    parent: np.ndarray,
+    index: int,
+    plan: Plan,
+    waypoints: list[np.ndarray],
+    length_mm: float,
+    rng: np.random.Generator,
+) -> list[np.ndarray]:
     """Control points of a side branch: its first millimetres make the drawn angle with the parent."""
     start = parent[index]
     before, after = parent[max(index - 8, 0)], parent[min(index + 8, len(parent) - 1)]
@@ -179,8 +197,10 @@ def _leave_parent(heart: Heart, parent: np.ndarray, index: int, plan: Plan, wayp
     if not waypoints and plan.inward:
         inwards = -heart.normal(start)
         side = np.cross(inwards, tangent) * rng.uniform(-0.25, 0.25)
-        waypoints = [start + 0.5 * length_mm * (0.3 * tangent + 0.9 * inwards + side),
-                     start + 1.2 * length_mm * (0.5 * tangent + 0.75 * inwards + 2 * side)]
+        waypoints = [
+            start + 0.5 * length_mm * (0.3 * tangent + 0.9 * inwards + side),
+            start + 1.2 * length_mm * (0.5 * tangent + 0.75 * inwards + 2 * side),
+        ]
     elif not waypoints:
         # Second order: to either side along the surface, then bending towards the apex.
         side = np.cross(heart.normal(start), tangent) * rng.choice((-1.0, 1.0))
@@ -222,7 +242,9 @@ def _smooth_path(heart: Heart, controls: list[np.ndarray], plan: Plan, rng: np.r
 
 
 def _wander(arc: np.ndarray, amplitude_mm: float, rng: np.random.Generator) -> np.ndarray:
-    """Smooth random displacement along a vessel: four waves of 18 to 60 mm, short ones smaller; standard deviation given."""
+    """Smooth random displacement along a vessel: four waves of 18 to 60 mm, short ones smaller; standard deviation
+    given.
+    """
     wavelengths = rng.uniform(18.0, 60.0, 4)
     weights = (wavelengths / 40.0) ** 1.5 * rng.uniform(0.5, 1.5, 4)
     weights *= amplitude_mm * np.sqrt(2.0) / np.linalg.norm(weights)
@@ -248,7 +270,7 @@ def _length(points: np.ndarray) -> float:
 def _bend_radius_mm(points: np.ndarray) -> float:
     """Smallest radius of curvature over 3 mm chords, past the junction."""
     step = int(1.5 / SAMPLE_MM)
-    a, b, c = points[:-2 * step], points[step:-step], points[2 * step:]
+    a, b, c = points[: -2 * step], points[step:-step], points[2 * step :]
     if len(a) == 0:
         return np.inf
     area2 = np.linalg.norm(np.cross(b - a, c - a), axis=1)
@@ -257,7 +279,9 @@ def _bend_radius_mm(points: np.ndarray) -> float:
 
 
 def _is_clear(candidate: _Grown, grown: dict[str, _Grown]) -> bool:
-    """No crossing, no course inside another vessel: walls stay apart outside the junctions (drawn calibres bound the final)."""
+    """No crossing, no course inside another vessel: walls stay apart outside the junctions (drawn calibres bound the
+    final).
+    """
     from scipy.spatial import cKDTree
 
     points, plan = candidate.points, candidate.plan
@@ -265,18 +289,18 @@ def _is_clear(candidate: _Grown, grown: dict[str, _Grown]) -> bool:
     if len(points) > 60:
         lag = int(15 / SAMPLE_MM)
         for i in range(0, len(points) - lag, 4):
-            if np.linalg.norm(points[i + lag:] - points[i], axis=1).min() < 2 * radius + CLEARANCE_MM:
+            if np.linalg.norm(points[i + lag :] - points[i], axis=1).min() < 2 * radius + CLEARANCE_MM:
                 return False
     if plan.parent is None:
         return True
     parent = grown[plan.parent]
-    free = points[round(junction_mm(0.5 * parent.diameter_mm) / SAMPLE_MM):]
+    free = points[round(junction_mm(0.5 * parent.diameter_mm) / SAMPLE_MM) :]
     if len(free) == 0:
         return False
     for other in grown.values():
         other_points = other.points
         if other.plan.parent == plan.parent and abs(other.start_index - candidate.start_index) * SAMPLE_MM < 4:
-            other_points = other_points[round(junction_mm(0.5 * parent.diameter_mm) / SAMPLE_MM):]
+            other_points = other_points[round(junction_mm(0.5 * parent.diameter_mm) / SAMPLE_MM) :]
         nearest, _ = cKDTree(other_points).query(free)
         if nearest.min() < radius + 0.5 * other.diameter_mm + CLEARANCE_MM:
             return False

@@ -25,10 +25,17 @@ def catheter_line(rng: np.random.Generator, tree: VesselTree) -> Line:
     across /= max(float(np.linalg.norm(across)), 1e-6)
     lean = np.array((rng.uniform(-0.1, 0.15), rng.uniform(-0.05, 0.2), 0.0))
     width = rng.uniform(20, 28)  # of the aortic root, mm
-    controls = np.stack([
-        ostium - 1.5 * back, ostium, ostium + 9 * back + rng.uniform(0, 4) * -up,
-        ostium + width * across + rng.uniform(4, 12) * up, ostium + (width + 1) * across + 38 * (up + lean),
-        ostium + (width - 8) * across + 85 * (up + lean), ostium + (width - 6) * across + 150 * (up + lean)])
+    controls = np.stack(
+        [
+            ostium - 1.5 * back,
+            ostium,
+            ostium + 9 * back + rng.uniform(0, 4) * -up,
+            ostium + width * across + rng.uniform(4, 12) * up,
+            ostium + (width + 1) * across + 38 * (up + lean),
+            ostium + (width - 8) * across + 85 * (up + lean),
+            ostium + (width - 6) * across + 150 * (up + lean),
+        ]
+    )
     knots = np.concatenate(([0.0], np.cumsum(np.sqrt(np.linalg.norm(np.diff(controls, axis=0), axis=1)))))
     points = make_interp_spline(knots, controls, k=3)(np.linspace(0, knots[-1], 140))
     radius = rng.choice((5.0, 6.0)) / 6.0
@@ -38,8 +45,11 @@ def catheter_line(rng: np.random.Generator, tree: VesselTree) -> Line:
 def wire_line(rng: np.random.Generator, tree: VesselTree, catheter: Line) -> Line:
     """A 0.014 inch guide wire through the catheter into the longest vessel that continues the first branch, LPS mm."""
     first = tree.branches[0]
-    ways = [branch for branch in tree.branches if branch.parent == first.id and np.allclose(
-        branch.points_lps_mm[0], first.points_lps_mm[-1])]
+    ways = [
+        branch
+        for branch in tree.branches
+        if branch.parent == first.id and np.allclose(branch.points_lps_mm[0], first.points_lps_mm[-1])
+    ]
     points = [catheter.points_lps_mm[::-1], first.points_lps_mm]
     if ways:
         way = max(ways, key=lambda branch: len(branch.points_lps_mm))

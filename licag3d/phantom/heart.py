@@ -18,7 +18,8 @@ class Heart:
     left-posterior: obtuse margin). ``level`` scales a surface point towards the centre (1 is the epicardium).
 
     Args:
-        apex, up, right: orthonormal axes ``(3,)``, LPS: to the apex (left, anterior, down), to ``phi`` 0 and ``phi`` 90.
+        apex, up, right: orthonormal axes ``(3,)``, LPS: to the apex (left, anterior, down), to ``phi`` 0 and ``phi``
+        90.
         apical_mm, basal_mm: half axes towards the apex and towards the atria.
         up_mm, down_mm, right_mm, left_mm: half axes at ``phi`` 0, 180, 90 and -90.
     """
@@ -36,7 +37,7 @@ class Heart:
     def point(self, theta_deg: float, phi_deg: float, level: float = 1.0) -> np.ndarray:
         """Point ``(3,)`` LPS mm."""
         theta, phi = np.deg2rad(theta_deg), np.deg2rad(phi_deg)
-        direction = (np.cos(theta) * self.apex + np.sin(theta) * (np.cos(phi) * self.up + np.sin(phi) * self.right))
+        direction = np.cos(theta) * self.apex + np.sin(theta) * (np.cos(phi) * self.up + np.sin(phi) * self.right)
         # The angles are those of the ellipsoid stretched to a sphere: even steps on a long heart stay even in angle.
         coordinates = self._coordinates(direction)
         half_axes = self._half_axes(coordinates)
@@ -86,5 +87,14 @@ def sample_heart(rng: np.random.Generator, size: float) -> Heart:
     def half_axis(mean_mm: float) -> float:
         return float(mean_mm * size * np.clip(rng.normal(1.0, 0.04), 0.92, 1.08))
 
-    return Heart(apex=apex, up=up, right=right, apical_mm=half_axis(84.0), basal_mm=half_axis(52.0), up_mm=half_axis(43.5),
-                 down_mm=half_axis(42.5), right_mm=half_axis(52.0), left_mm=half_axis(47.0))
+    return Heart(
+        apex=apex,
+        up=up,
+        right=right,
+        apical_mm=half_axis(84.0),
+        basal_mm=half_axis(52.0),
+        up_mm=half_axis(43.5),
+        down_mm=half_axis(42.5),
+        right_mm=half_axis(52.0),
+        left_mm=half_axis(47.0),
+    )

@@ -18,9 +18,9 @@ from licag3d.structures import VesselTree
 
 @dataclass(frozen=True)
 class ViewTruth:
-    """One view: ``true_camera`` with its offset, ``user_camera`` without; ``image`` uint8, ``measured`` float32 (minus log
-    of the detected intensity), ``line_integral`` float32 (p = mu x path length of the vessels, no unit) and ``mask`` bool,
-    all ``(rows, cols)``."""
+    """One view: ``true_camera`` with its offset, ``user_camera`` without; ``image`` uint8, ``measured`` float32 (minus
+    log of the detected intensity), ``line_integral`` float32 (p = mu x path length of the vessels, no unit) and
+    ``mask`` bool, all ``(rows, cols)``."""
 
     true_camera: Camera
     user_camera: Camera
@@ -34,8 +34,8 @@ class ViewTruth:
 class Case:
     """A simulated case. Views are in order; the first is the reference view with offset zero.
 
-    ``tree`` is the truth in LPS mm, origin at the isocentre of the first view. ``held_out`` views have true cameras with
-    offset zero and are never shown to a method. ``mu_per_mm`` is the attenuation of the opacified blood.
+    ``tree`` is the truth in LPS mm, origin at the isocentre of the first view. ``held_out`` views have true cameras
+    with offset zero and are never shown to a method. ``mu_per_mm`` is the attenuation of the opacified blood.
     """
 
     seed: int
@@ -72,9 +72,20 @@ class Case:
         return [view.mask for view in self.views]
 
 
-def simulate_case(seed: int, artery: str, *, views: int = 2, separation_deg: float = 60.0, offset_mm: float = 0.0,
-                  angle_error_deg: float = 0.0, background: str = "flat", rows: int = 512, cols: int = 512,
-                  isocentre_distance_mm: float = 20.0, held_out: int = 1) -> Case:
+def simulate_case(
+    seed: int,
+    artery: str,
+    *,
+    views: int = 2,
+    separation_deg: float = 60.0,
+    offset_mm: float = 0.0,
+    angle_error_deg: float = 0.0,
+    background: str = "flat",
+    rows: int = 512,
+    cols: int = 512,
+    isocentre_distance_mm: float = 20.0,
+    held_out: int = 1,
+) -> Case:
     """Simulate one case; the same arguments give the same case bit for bit.
 
     The tree, angles, geometry and directions of the errors depend on ``seed``, ``artery`` and ``separation_deg`` only:
@@ -92,9 +103,17 @@ def simulate_case(seed: int, artery: str, *, views: int = 2, separation_deg: flo
     Raises:
         InputError: a value out of range.
     """
-    settings = {"views": views, "separation_deg": separation_deg, "offset_mm": offset_mm,
-                "angle_error_deg": angle_error_deg, "background": background, "rows": rows, "cols": cols,
-                "isocentre_distance_mm": isocentre_distance_mm, "held_out": held_out}
+    settings = {
+        "views": views,
+        "separation_deg": separation_deg,
+        "offset_mm": offset_mm,
+        "angle_error_deg": angle_error_deg,
+        "background": background,
+        "rows": rows,
+        "cols": cols,
+        "isocentre_distance_mm": isocentre_distance_mm,
+        "held_out": held_out,
+    }
     check_settings(seed=seed, artery=artery, **settings)
     rng = np.random.default_rng([int(seed), 10 + ("rca", "lca").index(artery), round(1000 * separation_deg)])
     tree, heart_centre = _placed(sample_tree(seed, artery), rng.uniform(-1, 1, 3) * isocentre_distance_mm)
@@ -114,10 +133,14 @@ def simulate_case(seed: int, artery: str, *, views: int = 2, separation_deg: flo
         chest = np.random.default_rng([int(seed), 50])
         thorax = sample_thorax(chest, sample_patient(seed).heart, heart_centre)
         surroundings = sample_surroundings(chest, tree, thorax)
-    frames = [render_frame(tree, camera, exposure, surroundings, seed=[int(seed), 40, k]) for k, camera in
-              enumerate(true + hidden)]
-    made = [ViewTruth(camera, read, frame.image, frame.measured, frame.line_integral, frame.mask)
-            for camera, read, frame in zip(true + hidden, user + hidden, frames, strict=True)]
+    frames = [
+        render_frame(tree, camera, exposure, surroundings, seed=[int(seed), 40, k])
+        for k, camera in enumerate(true + hidden)
+    ]
+    made = [
+        ViewTruth(camera, read, frame.image, frame.measured, frame.line_integral, frame.mask)
+        for camera, read, frame in zip(true + hidden, user + hidden, frames, strict=True)
+    ]
     return Case(int(seed), artery, tree, tuple(made[:views]), tuple(made[views:]), exposure.mu_per_mm, settings)
 
 
@@ -125,21 +148,38 @@ def _placed(tree: VesselTree, centre_mm: np.ndarray) -> tuple[VesselTree, np.nda
     """The tree with the middle of its bounding box at ``centre_mm``, and where its heart has its centre then."""
     points = np.concatenate([branch.points_lps_mm for branch in tree.branches])
     move = centre_mm - 0.5 * (points.min(0) + points.max(0))
-    return VesselTree(tuple(replace(branch, points_lps_mm=branch.points_lps_mm + move) for branch in tree.branches)), move
+    return VesselTree(
+        tuple(replace(branch, points_lps_mm=branch.points_lps_mm + move) for branch in tree.branches)
+    ), move
 
 
-def _held_out_angles(rng: np.random.Generator, angles: list[tuple[float, float]], count: int) -> list[tuple[float, float]]:
+def _held_out_angles(
+    rng: np.random.Generator, angles: list[tuple[float, float]], count: int
+) -> list[tuple[float, float]]:
     """Directions far from every given view (best of 200 draws), so that depth errors show."""
     chosen = list(angles)
     for _ in range(count):
-        draws = [(float(a), float(b)) for a, b in zip(rng.uniform(-60, 60, 200), rng.uniform(-35, 35, 200), strict=True)]
+        draws = [
+            (float(a), float(b)) for a, b in zip(rng.uniform(-60, 60, 200), rng.uniform(-35, 35, 200), strict=True)
+        ]
         chosen.append(max(draws, key=lambda draw: min(view_choice.angle_between_deg(draw, other) for other in chosen)))
-    return chosen[len(angles):]
+    return chosen[len(angles) :]
 
 
-def check_settings(*, seed: int = 0, artery: str = "rca", views: int = 2, separation_deg: float = 60.0,
-                   offset_mm: float = 0.0, angle_error_deg: float = 0.0, background: str = "flat", rows: int = 512,
-                   cols: int = 512, isocentre_distance_mm: float = 20.0, held_out: int = 1) -> None:
+def check_settings(
+    *,
+    seed: int = 0,
+    artery: str = "rca",
+    views: int = 2,
+    separation_deg: float = 60.0,
+    offset_mm: float = 0.0,
+    angle_error_deg: float = 0.0,
+    background: str = "flat",
+    rows: int = 512,
+    cols: int = 512,
+    isocentre_distance_mm: float = 20.0,
+    held_out: int = 1,
+) -> None:
     """Refuse settings out of range.
 
     Raises:
@@ -150,10 +190,15 @@ def check_settings(*, seed: int = 0, artery: str = "rca", views: int = 2, separa
     if background not in ("flat", "full"):
         raise InputError(f"background is '{background}'; choose flat or full")
     for name, value, low, high, unit in (
-            ("seed", seed, 0, 2**32 - 1, ""), ("number of views", views, 1, 4, ""),
-            ("separation", separation_deg, 20, 110, " degrees"), ("offset", offset_mm, 0, 80, " mm"),
-            ("angle error", angle_error_deg, 0, 10, " degrees"), ("number of rows", rows, 64, 2048, ""),
-            ("number of columns", cols, 64, 2048, ""), ("distance from the isocentre", isocentre_distance_mm, 0, 80, " mm"),
-            ("number of held-out views", held_out, 0, 4, "")):
+        ("seed", seed, 0, 2**32 - 1, ""),
+        ("number of views", views, 1, 4, ""),
+        ("separation", separation_deg, 20, 110, " degrees"),
+        ("offset", offset_mm, 0, 80, " mm"),
+        ("angle error", angle_error_deg, 0, 10, " degrees"),
+        ("number of rows", rows, 64, 2048, ""),
+        ("number of columns", cols, 64, 2048, ""),
+        ("distance from the isocentre", isocentre_distance_mm, 0, 80, " mm"),
+        ("number of held-out views", held_out, 0, 4, ""),
+    ):
         if not low <= value <= high:  # also catches NaN
             raise InputError(f"{name} is {value}; give {low} to {high}{unit}")

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What surrounds the vessels: body, lungs, heart, domes of the diaphragm, spine, ribs, lung vessels, as line integrals.
 
-Organs are ellipsoids and elliptic cylinders in the world, so every view of a case sees the same thorax from its own side.
-A convex organ meets a ray in one interval; the lungs are what is left of theirs after heart, liver, spine and great vessels.
-Attenuation of soft tissue about 0.02/mm, lung a quarter of it, bone 0.035 to 0.05/mm at diagnostic energies (NIST XCOM);
-the differences are halved, as scatter and beam hardening do.
+Organs are ellipsoids and elliptic cylinders in the world, so every view of a case sees the same thorax from its own
+side. A convex organ meets a ray in one interval; the lungs are what is left of theirs after heart, liver, spine and
+great vessels. Attenuation of soft tissue about 0.02/mm, lung a quarter of it, bone 0.035 to 0.05/mm at diagnostic
+energies (NIST XCOM); the differences are halved, as scatter and beam hardening do.
 """
 
 from __future__ import annotations
@@ -75,21 +75,33 @@ def sample_thorax(rng: np.random.Generator, heart: Heart, centre_mm: np.ndarray)
     heart_organ = Organ(centre_mm + axes @ ((plus - minus) / 2), axes / ((plus + minus) / 2 * rng.uniform(1.04, 1.12)))
     spine_y = 88 + rng.normal(0, 5)
     breath = rng.uniform(-12, 14)  # inspiration moves the domes
-    domes = (ellipsoid((middle - 62, 18, -152 + breath), (92, 96, 98)), ellipsoid((middle + 88, 20, -160 + breath), (88, 92, 96)))
+    domes = (
+        ellipsoid((middle - 62, 18, -152 + breath), (92, 96, 98)),
+        ellipsoid((middle + 88, 20, -160 + breath), (88, 92, 96)),
+    )
     spine = (column((middle, spine_y), (17, 16), 0.5), column((middle, spine_y + 26), (9, 18), 0.5))
     great = ellipsoid((middle + 12, 8, 62), (34, 30, 60))
     mediastinum = column((middle + 8, spine_y - 14), (30, 34))
     lungs = (ellipsoid((middle - 78, 24, 22), (64, 84, 128)), ellipsoid((middle + 84, 28, 22), (62, 84, 124)))
-    return Thorax(body, lungs, (heart_organ, great, *domes, mediastinum), spine, float(rng.uniform(0, _DISC_PITCH_MM)),
-                  tuple(_ribs(rng, centre_mm + (middle, 22, 0), wall - 14)), tuple(_lung_vessels(rng, centre_mm, middle)))
+    return Thorax(
+        body,
+        lungs,
+        (heart_organ, great, *domes, mediastinum),
+        spine,
+        float(rng.uniform(0, _DISC_PITCH_MM)),
+        tuple(_ribs(rng, centre_mm + (middle, 22, 0), wall - 14)),
+        tuple(_lung_vessels(rng, centre_mm, middle)),
+    )
 
 
 def thorax_integral(thorax: Thorax, camera: Camera, *, reduce: int = 2) -> np.ndarray:
-    """Line integral of the chest ``(rows, cols)`` float32, no unit; organs are computed at a ``reduce``-th of the resolution."""
+    """Line integral of the chest ``(rows, cols)`` float32, no unit; organs are computed at a ``reduce``-th of the
+    resolution.
+    """
     from scipy.ndimage import gaussian_filter, zoom
 
     small = camera.resized(max(camera.rows // reduce, 16), max(camera.cols // reduce, 16))
-    row, col = np.mgrid[:small.rows, :small.cols]
+    row, col = np.mgrid[: small.rows, : small.cols]
     source, ray = small.rays(col, row)
     ray = (ray / np.linalg.norm(ray, axis=-1, keepdims=True)).astype(np.float32)
     total = SOFT_TISSUE_PER_MM * _length(thorax.body.interval(source, ray))
@@ -102,7 +114,12 @@ def thorax_integral(thorax: Thorax, camera: Camera, *, reduce: int = 2) -> np.nd
         z = source[2] + 0.5 * (enter + leave) * ray[..., 2] + thorax.disc_phase_mm
         along = np.abs(z / _DISC_PITCH_MM - np.rint(z / _DISC_PITCH_MM)) * _DISC_PITCH_MM  # from the middle of a disc
         disc, plate = 1 / (1 + np.exp((along - 3.5) / 0.6)), np.exp(-(((along - 5.0) / 1.3) ** 2))
-        total += SPINE_ABOVE_TISSUE_PER_MM * length * np.where(length > 0, 1 - 0.5 * disc + 0.25 * plate, 0) * (1 - 0.4 * number)
+        total += (
+            SPINE_ABOVE_TISSUE_PER_MM
+            * length
+            * np.where(length > 0, 1 - 0.5 * disc + 0.25 * plate, 0)
+            * (1 - 0.4 * number)
+        )
     outer = path_length_mm(thorax.ribs, small)
     marrow = path_length_mm([Line(rib.points_lps_mm, 0.72 * rib.radius_mm) for rib in thorax.ribs], small)
     total += RIB_CORTEX_PER_MM * np.maximum(outer - marrow, 0) + RIB_MARROW_PER_MM * marrow
@@ -113,11 +130,16 @@ def thorax_integral(thorax: Thorax, camera: Camera, *, reduce: int = 2) -> np.nd
 
 
 def cloud(rng: np.random.Generator, rows: int, cols: int, exponent: float) -> np.ndarray:
-    """Noise ``(rows, cols)`` of unit variance with amplitude spectrum 1/f^exponent: soft tissue that no organ explains."""
+    """Noise ``(rows, cols)`` of unit variance with amplitude spectrum 1/f^exponent: soft tissue that no organ
+    explains.
+    """
     fy, fx = np.fft.fftfreq(rows)[:, None], np.fft.rfftfreq(cols)[None]
     frequency = np.sqrt(fy**2 + fx**2)
     frequency[0, 0] = 1.0
-    spectrum = np.fft.rfft2(rng.standard_normal((rows, cols)).astype(np.float32)) * np.maximum(frequency, 2 / rows) ** -exponent
+    spectrum = (
+        np.fft.rfft2(rng.standard_normal((rows, cols)).astype(np.float32))
+        * np.maximum(frequency, 2 / rows) ** -exponent
+    )
     spectrum[0, 0] = 0
     field = np.fft.irfft2(spectrum, (rows, cols))
     return (field / field.std()).astype(np.float32)
@@ -147,9 +169,17 @@ def _ribs(rng: np.random.Generator, centre: np.ndarray, half_axes: np.ndarray):
         for side in (-1.0, 1.0):
             # From the spine (turn 0, at the back) round the side to the front, falling on the way.
             turn = np.linspace(0.12, 2.45, 36)
-            points = np.stack((side * half_axes[0] * np.sin(turn), half_axes[1] * np.cos(turn),
-                               first - pitch * number - slope * np.clip(turn / 2.0, 0, 1) ** 1.2
-                               + 3 * np.sin(2 * turn + rng.uniform(0, 6))), axis=1)
+            points = np.stack(
+                (
+                    side * half_axes[0] * np.sin(turn),
+                    half_axes[1] * np.cos(turn),
+                    first
+                    - pitch * number
+                    - slope * np.clip(turn / 2.0, 0, 1) ** 1.2
+                    + 3 * np.sin(2 * turn + rng.uniform(0, 6)),
+                ),
+                axis=1,
+            )
             yield Line(centre + points, radius * (1 + 0.12 * np.sin(3 * turn + rng.uniform(0, 6))))
 
 
@@ -171,4 +201,6 @@ def _twig(rng: np.random.Generator, start: np.ndarray, direction: np.ndarray, le
     count = 16
     steps = direction / np.linalg.norm(direction) + np.cumsum(rng.normal(0, 0.12, (count - 1, 3)), axis=0)
     steps *= length / (count - 1) / np.linalg.norm(steps, axis=1, keepdims=True)
-    return Line(np.concatenate((start[None], start + np.cumsum(steps, axis=0))), np.linspace(radius, 0.25 * radius, count))
+    return Line(
+        np.concatenate((start[None], start + np.cumsum(steps, axis=0))), np.linspace(radius, 0.25 * radius, count)
+    )

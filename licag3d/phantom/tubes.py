@@ -37,7 +37,10 @@ def path_length_mm(lines: Sequence[Line], camera: Camera) -> np.ndarray:
 
     first = np.cumsum([0] + [len(line.points_lps_mm) for line in lines])
     starts = np.concatenate([np.arange(a, b - 1) for a, b in zip(first[:-1], first[1:], strict=True)])
-    path_mm = project_tubes(torch.from_numpy(np.concatenate([line.points_lps_mm for line in lines])),
-                            torch.from_numpy(np.concatenate([line.radius_mm for line in lines])),
-                            torch.from_numpy(np.stack((starts, starts + 1), axis=1)), Cameras.stack([camera]))
+    path_mm = project_tubes(
+        torch.from_numpy(np.concatenate([line.points_lps_mm for line in lines])),
+        torch.from_numpy(np.concatenate([line.radius_mm for line in lines])),
+        torch.from_numpy(np.stack((starts, starts + 1), axis=1)),
+        Cameras.stack([camera]),
+    )
     return path_mm[0].numpy()

@@ -11,8 +11,9 @@ import numpy as np
 from licag3d.errors import InputError
 from licag3d.geometry import Camera, view_angle_deg
 
-#: Working views (primary, secondary) in degrees, LAO and cranial positive, from the usual tables of coronary projections
-#: (Di Mario and Sutaria, Heart 2005;91:968) and the seven-view sets of published two-view reconstruction work.
+#: Working views (primary, secondary) in degrees, LAO and cranial positive, from the usual tables of coronary
+#: projections (Di Mario and Sutaria, Heart 2005;91:968) and the seven-view sets of published two-view reconstruction
+#: work.
 WORKING_VIEWS: dict[str, tuple[tuple[float, float], ...]] = {
     "rca": ((40, 10), (50, 0), (-30, 0), (0, 25), (35, 28), (-20, 20), (-40, 0), (60, 0)),
     "lca": ((45, -30), (-10, -30), (-30, -30), (50, 0), (-8, 38), (35, 28), (-40, 25), (5, 35), (-25, -10)),
@@ -32,11 +33,14 @@ class Geometry:
     spacing_mm: float
 
 
-def choose_angles(rng: np.random.Generator, artery: str, views: int, separation_deg: float) -> list[tuple[float, float]]:
-    """Angles ``(primary, secondary)`` in degrees: the first a working view, each next ``separation_deg`` from the first.
+def choose_angles(
+    rng: np.random.Generator, artery: str, views: int, separation_deg: float
+) -> list[tuple[float, float]]:
+    """Angles ``(primary, secondary)`` in degrees: the first a working view, each next ``separation_deg`` from the
+    first.
 
-    The next views are, among the reachable directions at that separation, close to working views. From the third view on
-    they also keep at least half the separation from one another.
+    The next views are, among the reachable directions at that separation, close to working views. From the third view
+    on they also keep at least half the separation from one another.
 
     Raises:
         InputError: the separation cannot be reached.
@@ -47,35 +51,62 @@ def choose_angles(rng: np.random.Generator, artery: str, views: int, separation_
         chosen = [(float(first[0]), float(first[1]))]
         while len(chosen) < views:
             turns = rng.uniform(0, 2 * np.pi, 96)
-            candidates = [angles for angles in _around(chosen[0], separation_deg, turns)
-                          if abs(angles[0]) <= PRIMARY_LIMIT_DEG and abs(angles[1]) <= SECONDARY_LIMIT_DEG
-                          and all(angle_between_deg(angles, other) >= 0.5 * separation_deg for other in chosen[1:])]
+            candidates = [
+                angles
+                for angles in _around(chosen[0], separation_deg, turns)
+                if abs(angles[0]) <= PRIMARY_LIMIT_DEG
+                and abs(angles[1]) <= SECONDARY_LIMIT_DEG
+                and all(angle_between_deg(angles, other) >= 0.5 * separation_deg for other in chosen[1:])
+            ]
             if not candidates:
                 break
             # Jitter, so that the closest candidate is not always the same pair of working views.
-            scores = [min(angle_between_deg(angles, view) for view in table) + rng.uniform(0, 15) for angles in candidates]
+            scores = [
+                min(angle_between_deg(angles, view) for view in table) + rng.uniform(0, 15) for angles in candidates
+            ]
             chosen.append(candidates[int(np.argmin(scores))])
         if len(chosen) == views:
             return chosen
-    raise InputError(f"no {views} views {separation_deg:g} degrees from the first within reach of a C-arm; use a separation "
-                     "from 20 to 110 degrees and at most 4 views")
+    raise InputError(
+        f"no {views} views {separation_deg:g} degrees from the first within reach of a C-arm; use a separation "
+        "from 20 to 110 degrees and at most 4 views"
+    )
 
 
 def choose_geometry(rng: np.random.Generator) -> Geometry:
     """SID and SOD of one acquisition; the spacing is set by :func:`fit_spacing`."""
-    return Geometry(sid_mm=float(np.round(rng.uniform(1000, 1100), 1)), sod_mm=float(np.round(rng.uniform(735, 765), 1)),
-                    spacing_mm=0.3)
+    return Geometry(
+        sid_mm=float(np.round(rng.uniform(1000, 1100), 1)),
+        sod_mm=float(np.round(rng.uniform(735, 765), 1)),
+        spacing_mm=0.3,
+    )
 
 
-def make_camera(angles_deg: tuple[float, float], geometry: Geometry, rows: int, cols: int,
-                offset_lps_mm: Sequence[float] = (0.0, 0.0, 0.0)) -> Camera:
+def make_camera(
+    angles_deg: tuple[float, float],
+    geometry: Geometry,
+    rows: int,
+    cols: int,
+    offset_lps_mm: Sequence[float] = (0.0, 0.0, 0.0),
+) -> Camera:
     """A camera with square pixels."""
-    return Camera(float(angles_deg[0]), float(angles_deg[1]), geometry.sid_mm, geometry.sod_mm, geometry.spacing_mm,
-                  geometry.spacing_mm, rows, cols, tuple(float(x) for x in offset_lps_mm))
+    return Camera(
+        float(angles_deg[0]),
+        float(angles_deg[1]),
+        geometry.sid_mm,
+        geometry.sod_mm,
+        geometry.spacing_mm,
+        geometry.spacing_mm,
+        rows,
+        cols,
+        tuple(float(x) for x in offset_lps_mm),
+    )
 
 
 def fit_spacing(cameras: Sequence[Camera], points_lps_mm: np.ndarray) -> float:
-    """Detector pixel spacing, mm, at which the points fill the view but keep the margin: at least 0.28 mm at 512 pixels."""
+    """Detector pixel spacing, mm, at which the points fill the view but keep the margin: at least 0.28 mm at 512
+    pixels.
+    """
     needed = 0.28 * 512 / max(cameras[0].rows, cameras[0].cols)
     for camera in cameras:
         pixels, _ = camera.project(points_lps_mm)
@@ -96,8 +127,12 @@ def as_read(camera: Camera, rng: np.random.Generator, angle_error_deg: float) ->
     The two errors (primary, secondary) have the Euclidean norm ``angle_error_deg``.
     """
     turn = rng.uniform(0, 2 * np.pi)
-    return replace(camera, primary_deg=camera.primary_deg + angle_error_deg * np.cos(turn),
-                   secondary_deg=camera.secondary_deg + angle_error_deg * np.sin(turn), offset_lps_mm=(0.0, 0.0, 0.0))
+    return replace(
+        camera,
+        primary_deg=camera.primary_deg + angle_error_deg * np.cos(turn),
+        secondary_deg=camera.secondary_deg + angle_error_deg * np.sin(turn),
+        offset_lps_mm=(0.0, 0.0, 0.0),
+    )
 
 
 def random_direction(rng: np.random.Generator) -> np.ndarray:
@@ -116,7 +151,10 @@ def _around(angles: tuple[float, float], separation_deg: float, turns: np.ndarra
     """Angles of the directions ``separation_deg`` from the given one, at the given turns about it."""
     frame = Camera(angles[0], angles[1], 1000, 750, 0.3, 0.3, 8, 8).frame
     separation = np.deg2rad(separation_deg)
-    beams = (np.cos(separation) * frame.beam + np.sin(separation)
-             * (np.cos(turns)[:, None] * frame.column + np.sin(turns)[:, None] * frame.row))
+    beams = np.cos(separation) * frame.beam + np.sin(separation) * (
+        np.cos(turns)[:, None] * frame.column + np.sin(turns)[:, None] * frame.row
+    )
     # beam = (sin a cos b, -cos a cos b, sin b), docs/geometry.md
-    return [(float(np.rad2deg(np.arctan2(x, -y))), float(np.rad2deg(np.arcsin(np.clip(z, -1, 1))))) for x, y, z in beams]
+    return [
+        (float(np.rad2deg(np.arctan2(x, -y))), float(np.rad2deg(np.arcsin(np.clip(z, -1, 1))))) for x, y, z in beams
+    ]

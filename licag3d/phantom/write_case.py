@@ -58,8 +58,14 @@ def case_settings(case: Case) -> dict:
     from licag3d.phantom.anatomy import sample_patient
 
     patient = sample_patient(case.seed)
-    return {"seed": case.seed, "artery": case.artery, "sex": patient.sex, "dominance": patient.dominance,
-            "mu_per_mm": case.mu_per_mm, "settings": case.settings}
+    return {
+        "seed": case.seed,
+        "artery": case.artery,
+        "sex": patient.sex,
+        "dominance": patient.dominance,
+        "mu_per_mm": case.mu_per_mm,
+        "settings": case.settings,
+    }
 
 
 def _write(folder: Path, case: Case, content: Content) -> None:

@@ -36,9 +36,13 @@ class Exposure:
     @classmethod
     def sample(cls, rng: np.random.Generator) -> Exposure:
         """Contrast, dose and sharpness of one patient."""
-        return cls(mu_per_mm=float(rng.uniform(0.14, 0.24)), quanta=float(np.exp(rng.uniform(np.log(5e2), np.log(4e3)))),
-                   scatter=float(rng.uniform(0.2, 0.45)), focal_spot_mm=float(rng.uniform(0.4, 0.8)),
-                   detector_blur_px=float(rng.uniform(0.45, 0.8)))
+        return cls(
+            mu_per_mm=float(rng.uniform(0.14, 0.24)),
+            quanta=float(np.exp(rng.uniform(np.log(5e2), np.log(4e3)))),
+            scatter=float(rng.uniform(0.2, 0.45)),
+            focal_spot_mm=float(rng.uniform(0.4, 0.8)),
+            detector_blur_px=float(rng.uniform(0.45, 0.8)),
+        )
 
     def blur_px(self, camera: Camera) -> float:
         """Standard deviation of focus and detector blur together, pixels (a disc of diameter f has f/4)."""
@@ -66,7 +70,8 @@ def sample_surroundings(rng: np.random.Generator, tree: VesselTree, thorax: Thor
 @dataclass(frozen=True)
 class Frame:
     """One rendered view, all ``(rows, cols)``: display ``image`` uint8 (vessels dark), ``measured`` float32 (minus the
-    logarithm of the detected intensity, with everything in the beam), vessel ``line_integral`` float32 and ``mask`` bool."""
+    logarithm of the detected intensity, with everything in the beam), vessel ``line_integral`` float32 and ``mask``
+    bool."""
 
     image: np.ndarray
     measured: np.ndarray
@@ -74,8 +79,9 @@ class Frame:
     mask: np.ndarray
 
 
-def render_frame(tree: VesselTree, camera: Camera, exposure: Exposure, surroundings: Surroundings | None,
-                 seed: list[int]) -> Frame:
+def render_frame(
+    tree: VesselTree, camera: Camera, exposure: Exposure, surroundings: Surroundings | None, seed: list[int]
+) -> Frame:
     """X-ray frame of a tree; without surroundings the background is uniform.
 
     The mask is every pixel whose ray through its centre meets a vessel.
@@ -103,8 +109,9 @@ def render_frame(tree: VesselTree, camera: Camera, exposure: Exposure, surroundi
     return Frame(_to_bytes(grey * shutter), _minus_log(noisy * shutter), line_integral, path_mm > 0)
 
 
-def _device_integral(rng: np.random.Generator, surroundings: Surroundings, tree: VesselTree, camera: Camera, exposure: Exposure
-                     ) -> np.ndarray:
+def _device_integral(
+    rng: np.random.Generator, surroundings: Surroundings, tree: VesselTree, camera: Camera, exposure: Exposure
+) -> np.ndarray:
     catheter = surroundings.catheter
     outer = path_length_mm([catheter], camera)
     lumen = path_length_mm([Line(catheter.points_lps_mm, 0.68 * catheter.radius_mm)], camera)
@@ -117,14 +124,18 @@ def _device_integral(rng: np.random.Generator, surroundings: Surroundings, tree:
         back = catheter.points_lps_mm[25]
         (col, row), _ = camera.project(0.4 * ostium + 0.6 * back + rng.normal(0, 3, 3))
         width = rng.uniform(6, 11) / camera.mm_per_pixel
-        y, x = np.ogrid[:camera.rows, :camera.cols]
+        y, x = np.ogrid[: camera.rows, : camera.cols]
         blob = np.exp(-((x - col) ** 2 + 0.7 * (y - row) ** 2) / (2 * width**2))
         total += surroundings.reflux * blob * (1 + 0.35 * cloud(rng, camera.rows, camera.cols, 1.4)).clip(0)
     return total.astype(np.float32)
 
 
-def _detected(rng: np.random.Generator, primary: np.ndarray, exposure: Exposure, blur_px: float, scatter: float) -> np.ndarray:
-    """Detected intensity, median about 1: blur, scatter, Poisson noise, then the part of the blur that follows conversion."""
+def _detected(
+    rng: np.random.Generator, primary: np.ndarray, exposure: Exposure, blur_px: float, scatter: float
+) -> np.ndarray:
+    """Detected intensity, median about 1: blur, scatter, Poisson noise, then the part of the blur that follows
+    conversion.
+    """
     from scipy.ndimage import gaussian_filter
 
     sharp = gaussian_filter(primary, 0.8 * blur_px)

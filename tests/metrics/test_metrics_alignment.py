@@ -13,8 +13,9 @@ from licag3d.phantom.anatomy import sample_tree
 
 
 def f1(pred: np.ndarray, truth: np.ndarray) -> float:
-    return centerline_metrics(CenterlinePoints(pred, np.ones(len(pred))),
-                              CenterlinePoints(truth, np.ones(len(truth))))["centerline_f1_1mm"]
+    return centerline_metrics(CenterlinePoints(pred, np.ones(len(pred))), CenterlinePoints(truth, np.ones(len(truth))))[
+        "centerline_f1_1mm"
+    ]
 
 
 def turned(points: np.ndarray, scale: float, rotation_deg: float, shift, axis=(0.3, -0.8, 0.5)) -> np.ndarray:

@@ -47,7 +47,8 @@ def test_offset_error_and_rotation_error():
     assert scores["offset_error_beyond_gauge_mm"] <= 5.0
     # A common turn of both views is a turn of the world, not an error between the views.
     assert camera_metrics([camera(-25), camera(35, offset_lps_mm=(3.0, 0, -4.0))], truth)[
-        "relative_rotation_error_deg"] == pytest.approx(0, abs=1e-6)
+        "relative_rotation_error_deg"
+    ] == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize("scale", [0.85, 0.97, 1.2])

@@ -32,7 +32,9 @@ def brute_force(pred: np.ndarray, truth: np.ndarray) -> dict[str, float]:
         precision, recall = np.mean(forward <= tolerance), np.mean(backward <= tolerance)
         result[f"centerline_precision_{tolerance}mm"] = precision
         result[f"centerline_recall_{tolerance}mm"] = recall
-        result[f"centerline_f1_{tolerance}mm"] = 2 * precision * recall / (precision + recall) if precision + recall else 0
+        result[f"centerline_f1_{tolerance}mm"] = (
+            2 * precision * recall / (precision + recall) if precision + recall else 0
+        )
     result["chamfer_mm"] = (forward.mean() + backward.mean()) / 2
     result["centerline_hd95_mm"] = np.percentile(np.concatenate((forward, backward)), 95)
     return result

@@ -47,15 +47,27 @@ def measured() -> dict[str, dict[str, list[float]]]:
     return result
 
 
-@pytest.mark.parametrize(("name", "low", "high"), [
-    ("RCA", 118, 142), ("LM", 5, 20), ("LAD", 100, 130), ("LCx", 60, 90), ("D1", 50, 70), ("OM1", 50, 70), ("R-PDA", 40, 55)])
+@pytest.mark.parametrize(
+    ("name", "low", "high"),
+    [
+        ("RCA", 118, 142),
+        ("LM", 5, 20),
+        ("LAD", 100, 130),
+        ("LCx", 60, 90),
+        ("D1", 50, 70),
+        ("OM1", 50, 70),
+        ("R-PDA", 40, 55),
+    ],
+)
 def test_lengths_lie_in_the_tables(name, low, high):
     lengths = measured()[name]["length"]
     assert min(lengths) >= low - 1.5 and max(lengths) <= high + 1.5
     assert np.std(lengths) > 0.1 * (high - low)  # patients differ
 
 
-@pytest.mark.parametrize(("name", "mean", "sd"), [("LM", 4.5, 0.5), ("LAD", 3.7, 0.4), ("LCx", 3.4, 0.5), ("RCA", 3.9, 0.6)])
+@pytest.mark.parametrize(
+    ("name", "mean", "sd"), [("LM", 4.5, 0.5), ("LAD", 3.7, 0.4), ("LCx", 3.4, 0.5), ("RCA", 3.9, 0.6)]
+)
 def test_proximal_diameters_agree_with_dodge_1992(name, mean, sd):
     diameters = np.array(measured()[name]["diameter"])
     assert abs(diameters.mean() - mean) < sd
@@ -99,7 +111,11 @@ def test_the_branching_rule_holds_at_every_junction():
                 at_end[branch.parent].append(branch)
                 continue
             after = index + round(plans.NARROWING_MM / SAMPLE_MM)
-            before_d, after_d, side_d = 2 * parent.radius_mm[index], 2 * parent.radius_mm[after], 2 * branch.radius_mm[0]
+            before_d, after_d, side_d = (
+                2 * parent.radius_mm[index],
+                2 * parent.radius_mm[after],
+                2 * branch.radius_mm[0],
+            )
             fades = after > (1 - plans.END_SHARE) * (len(parent.points_lps_mm) - 1)
             if fades or after_d < 0.55 or _another_starts(tree, parent, index, after):
                 continue
@@ -115,9 +131,12 @@ def test_the_branching_rule_holds_at_every_junction():
 
 
 def _another_starts(tree: VesselTree, parent, first: int, last: int) -> bool:
-    window = parent.points_lps_mm[first + 1:last + 1]
-    return any(np.linalg.norm(window - other.points_lps_mm[0], axis=1).min() < 1e-6 for other in tree.branches
-               if other.parent == parent.id)
+    window = parent.points_lps_mm[first + 1 : last + 1]
+    return any(
+        np.linalg.norm(window - other.points_lps_mm[0], axis=1).min() < 1e-6
+        for other in tree.branches
+        if other.parent == parent.id
+    )
 
 
 def test_branches_start_on_a_sample_of_their_parent_which_comes_first():
@@ -169,22 +188,29 @@ def test_no_vessel_crosses_itself():
         for branch in tree.branches:
             points = branch.points_lps_mm
             for i in range(0, len(points) - lag, 3):
-                distance = np.linalg.norm(points[i + lag:] - points[i], axis=1)
-                assert np.all(distance > branch.radius_mm[i] + branch.radius_mm[i + lag:])
+                distance = np.linalg.norm(points[i + lag :] - points[i], axis=1)
+                assert np.all(distance > branch.radius_mm[i] + branch.radius_mm[i + lag :])
 
 
 def test_the_tree_lies_like_a_heart_in_lps():
     for seed in SEEDS:
         left = {branch.name: branch for branch in tree_of(seed, "lca").branches}
         right = {branch.name: branch for branch in tree_of(seed, "rca").branches}
-        lad, lcx, rca = (tree["points"] for tree in (
-            {"points": left["LAD"].points_lps_mm}, {"points": left["LCx"].points_lps_mm},
-            {"points": right["RCA"].points_lps_mm}))
+        lad, lcx, rca = (
+            tree["points"]
+            for tree in (
+                {"points": left["LAD"].points_lps_mm},
+                {"points": left["LCx"].points_lps_mm},
+                {"points": right["RCA"].points_lps_mm},
+            )
+        )
         start = lad[0]
         tip = lad[round(80 / SAMPLE_MM)]
         assert tip[0] > start[0] and tip[1] < start[1] and tip[2] < start[2]  # to the left, to the front, down
         assert lcx[:, 1].mean() > lad[:, 1].mean() + 15  # the circumflex lies behind
-        assert rca[:, 0].min() < lad[:, 0].min() - 15 and rca[:, 0].mean() < lcx[:, 0].mean() - 15  # the right artery right
+        assert (
+            rca[:, 0].min() < lad[:, 0].min() - 15 and rca[:, 0].mean() < lcx[:, 0].mean() - 15
+        )  # the right artery right
         assert rca[-1, 2] < rca[0, 2] - 20 and rca[-1, 1] > rca[:, 1].min() + 20  # and ends below, at the back
 
 
