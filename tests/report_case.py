@@ -15,8 +15,8 @@ HOSTILE = '"><img src=x onerror=alert(1)></script><script>alert(2)</script>{{vie
 
 
 def camera(primary_deg=30.0, secondary_deg=0.0, offset=(0.0, 0.0, 0.0), size=256) -> Camera:
-    return Camera(primary_deg, secondary_deg, sid_mm=1000, sod_mm=750, spacing_row_mm=200 / size, spacing_col_mm=200 / size,
-                  rows=size, cols=size, offset_lps_mm=offset)
+    return Camera(primary_deg, secondary_deg, sid_mm=1000, sod_mm=750, spacing_row_mm=200 / size,
+                  spacing_col_mm=200 / size, rows=size, cols=size, offset_lps_mm=offset)
 
 
 def absorption(camera: Camera, tree) -> np.ndarray:
@@ -45,14 +45,18 @@ def reconstruction(file=HOSTILE, size=256) -> Reconstruction:
         views.append(View(image, cam.with_offset((0, 0, 0)), valid, file=file if k == 0 else "second view.dcm",
                           frame=None if k == 0 else 8, notes=("Pixel spacing derived from the field of view.",)))
         probability = np.clip(path, 0, 1).astype(np.float32)
-        evidence.append(VesselEvidence(probability, path.astype(np.float32), probability, probability, probability > 0.5))
+        line_integral = path.astype(np.float32)
+        evidence.append(VesselEvidence(probability, line_integral, probability, probability, probability > 0.5))
     losses = {"reprojection": list(np.exp(-np.linspace(0, 4, 60)) + 0.01), "sparsity": [0.3, 0.2, 0.15]}
-    stages = (StageRecord("evidence", 1.25, pictures={"view 1": evidence[0].probability, "view 2": evidence[1].probability}),
+    shots = {f"view {k}": e.probability for k, e in enumerate(evidence, 1)}
+    stages = (StageRecord("evidence", 1.25, pictures=shots),
               StageRecord("camera search", 8.5, losses, note="Offset 9.4 mm, spread 0.3 mm over five starts."),
               StageRecord(HOSTILE, 0.5, {HOSTILE: [1.0, float("nan")]}, {HOSTILE: views[0].image}, HOSTILE))
     return Reconstruction(
         views=tuple(views), cameras=cameras, tree=tree, attenuation=tree_attenuation(tree, tree_grid(tree, 1.0), 0.03),
-        evidence=tuple(evidence), stages=stages, metrics=({"ssim": 0.93, "centerline_distance_px": 1.24}, {"ssim": 0.9}),
-        warnings=("The two views are 72 degrees apart.", HOSTILE), assumptions=("The patient lies head first, supine.",),
+        evidence=tuple(evidence), stages=stages,
+        metrics=({"ssim": 0.93, "centerline_distance_px": 1.24}, {"ssim": 0.9}),
+        warnings=("The two views are 72 degrees apart.", HOSTILE),
+        assumptions=("The patient lies head first, supine.",),
         scale_from="the tree is assumed to lie near the isocentre of view 1 (error about 1 % per 7 mm).", seed=3,
         command="python -m licag3d.invert --views a.png b.dcm#8 --out out")

@@ -47,8 +47,8 @@ def report_html(result: Reconstruction, surface: Surface, parts: tuple[SurfacePa
         "subtitle": escape(" \N{MIDDLE DOT} ".join(view.file or f"view {k}" for k, view in enumerate(result.views, 1))),
         "facts": _facts(result, summary),
         "warnings": _warnings(summary["warnings"]),
-        "view_buttons": "".join(f'<button type="button" data-view="{k}" aria-pressed="false">As in view {k + 1}</button>'
-                                for k in range(count)),
+        "view_buttons": "".join(f'<button type="button" data-view="{k}" aria-pressed="false">As in view {k + 1}'
+                                "</button>" for k in range(count)),
         "confidence_button": '<button type="button" data-color="confidence" aria-pressed="false">Confidence</button>'
         if known else "",
         "still": _still(light),
@@ -86,7 +86,8 @@ def _number(value: float | None, digits: int = 1) -> str:
 
 def _facts(result: Reconstruction, summary: Mapping[str, Any]) -> str:
     tree = summary["tree"]
-    facts = [("Branches", str(tree["branches"])), ("Centreline length", f"{_number(tree['length_mm'], 0)} <small>mm</small>")]
+    facts = [("Branches", str(tree["branches"])),
+             ("Centreline length", f"{_number(tree['length_mm'], 0)} <small>mm</small>")]
     if tree["radius_mm"]:
         low, high = _number(tree["radius_mm"]["min"], 2), _number(tree["radius_mm"]["max"], 2)
         facts.append(("Radius", f"{low}{_DASH}{high} <small>mm</small>"))
@@ -103,7 +104,8 @@ def _warnings(warnings: Sequence[str]) -> str:
         return '<p class="calm">No warnings.</p>'
     items = "".join(f"<li>{escape(w)}</li>" for w in warnings)
     word = "Warning" if len(warnings) == 1 else f"{len(warnings)} warnings"
-    return f'<section class="warnings" role="alert" aria-labelledby="h-warn"><h2 id="h-warn">{word}</h2><ul>{items}</ul></section>'
+    return ('<section class="warnings" role="alert" aria-labelledby="h-warn">'
+            f'<h2 id="h-warn">{word}</h2><ul>{items}</ul></section>')
 
 
 def _still(surface: Surface) -> str:
@@ -126,7 +128,8 @@ def _view(result: Reconstruction, k: int, outline: pictures.Outline) -> str:
         layers.append(f'<img class="over evidence" src="{pictures.data_url(layer)}" alt="Vessel probability">')
     for name, lines, close in (("contour", outline.contours, True), ("center", outline.centerlines, False)):
         # Pixel centres lie at whole numbers in the data and at halves in the drawing.
-        layers.append(f'<svg class="over {name}" viewBox="0 0 {cols} {rows}" preserveAspectRatio="none" aria-hidden="true">'
+        layers.append(f'<svg class="over {name}" viewBox="0 0 {cols} {rows}" preserveAspectRatio="none" '
+                      'aria-hidden="true">'
                       f'<path d="{"".join(_path(line + 0.5, close) for line in lines)}"/></svg>')
     notes = "".join(f"<br>{escape(note)}" for note in view.notes)
     metrics = ""
@@ -153,7 +156,8 @@ def _branches(result: Reconstruction, known: bool) -> str:
         parent = _DASH if branch.parent is None else str(int(branch.parent))
         confidence = ""
         if known:
-            confidence = f"<td>{_number(None if branch.confidence is None else float(np.mean(branch.confidence)), 2)}</td>"
+            mean = None if branch.confidence is None else float(np.mean(branch.confidence))
+            confidence = f"<td>{_number(mean, 2)}</td>"
         rows.append(
             f'<tr><td><button type="button" data-branch="{position}" aria-pressed="false" disabled '
             f'title="Highlight in the 3D tree">{int(branch.id)}</button></td>'
@@ -190,13 +194,16 @@ def _stages(stages: Sequence[StageRecord]) -> str:
         losses = "".join(f"<div>{escape(str(name))} {_metric(values[0])} {_ARROW} {_metric(values[-1])}"
                          f"{_spark(values)}</div>" for name, values in stage.losses.items() if len(values))
         shots = "".join(f'<figure><img src="{pictures.data_url(pictures.thumbnail(picture), jpeg=True)}" alt="">'
-                        f"<figcaption>{escape(str(name))}</figcaption></figure>" for name, picture in stage.pictures.items())
+                        f"<figcaption>{escape(str(name))}</figcaption></figure>"
+                        for name, picture in stage.pictures.items())
         note = f'<span class="was">{escape(stage.note)}</span>' if stage.note else ""
         rows.append(f'<tr><td class="wrap">{escape(stage.name)}{note}</td><td>{_number(stage.seconds, 1)}</td>'
                     f'<td>{losses or _DASH}</td><td class="left"><div class="shots">{shots}</div></td></tr>')
-    return ('<section aria-labelledby="h-stages"><h2 id="h-stages">Stages</h2><div class="scroll"><table class="stages"><thead><tr>'
+    return ('<section aria-labelledby="h-stages"><h2 id="h-stages">Stages</h2>'
+            '<div class="scroll"><table class="stages"><thead><tr>'
             '<th scope="col">Stage</th><th scope="col">Seconds</th><th scope="col">Loss</th>'
-            f'<th scope="col" class="left">Pictures</th></tr></thead><tbody>{"".join(rows)}</tbody></table></div></section>')
+            '<th scope="col" class="left">Pictures</th></tr></thead>'
+            f'<tbody>{"".join(rows)}</tbody></table></div></section>')
 
 
 def _spark(values: Sequence[float]) -> str:

@@ -135,13 +135,13 @@ def evidence_rgba(probability: np.ndarray) -> np.ndarray:
 
 
 def three_sides(surface: Surface, *, size_px: int = 340) -> list[tuple[str, np.ndarray]]:
-    """Shaded pictures from the front, the left side and the head, for where no 3D can be shown.
+    """Shaded pictures from the front, the left side and the feet (as axial slices are shown), for where no 3D can be shown.
 
     Returns:
         ``(name, (size, size, 3) uint8)`` per side.
     """
     sides = (("from the front", (1, 0, 0), (0, 0, 1)), ("from the left side", (0, 1, 0), (0, 0, 1)),
-             ("from the head", (1, 0, 0), (0, -1, 0)))
+             ("from the feet", (1, 0, 0), (0, -1, 0)))
     corners = surface.vertices_lps_mm[surface.faces]
     normal = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-12)

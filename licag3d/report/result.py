@@ -143,7 +143,8 @@ def write_result(out_dir: str | os.PathLike, result: Reconstruction) -> dict[str
             result.cameras, [view.file or f"view_{k}" for k, view in enumerate(result.views, 1)],
             [view.frame for view in result.views]))
         for k, (view, camera, outline) in enumerate(zip(result.views, result.cameras, outlines, strict=True), 1):
-            write_bytes(stage / f"view_{k}.png", png_bytes(overlay_picture(view.image, outline, view_caption(k, view, camera))))
+            picture = overlay_picture(view.image, outline, view_caption(k, view, camera))
+            write_bytes(stage / f"view_{k}.png", png_bytes(picture))
         summary = result_dict(result, surface, parts)
         files = {path.name: path.stat().st_size for path in stage.iterdir()}
         write_text(stage / "report.html", report_html(result, surface, parts, outlines, summary, files))
@@ -171,7 +172,8 @@ def result_dict(result: Reconstruction, surface: Surface, parts: tuple[SurfacePa
         "version": licag3d.__version__, "seed": result.seed, "device": result.device, "command": result.command,
         "seconds": result.seconds if result.seconds is not None else sum(s.seconds for s in result.stages),
         "stages": [{"name": s.name, "seconds": s.seconds, "note": s.note,
-                    "losses": {k: {"first": v[0], "last": v[-1], "values": _thinned(v)} for k, v in s.losses.items() if len(v)}}
+                    "losses": {k: {"first": v[0], "last": v[-1], "values": _thinned(v)}
+                               for k, v in s.losses.items() if len(v)}}
                    for s in result.stages],
         "peak_memory": peak_memory(),
         "views": [{"file": view.file, "frame": view.frame, "notes": list(view.notes),
@@ -181,8 +183,10 @@ def result_dict(result: Reconstruction, surface: Surface, parts: tuple[SurfacePa
                                                                  strict=True))],
         "view_angles": angles,
         "tree": {"branches": len(result.tree.branches), "components": component_count(result.tree),
-                 "length_mm": result.tree.length_mm, "branch_length_mm": [branch_length_mm(b) for b in result.tree.branches],
-                 "radius_mm": {"min": radius.min(), "median": np.median(radius), "max": radius.max()} if radius.size else None},
+                 "length_mm": result.tree.length_mm,
+                 "branch_length_mm": [branch_length_mm(b) for b in result.tree.branches],
+                 "radius_mm": {"min": radius.min(), "median": np.median(radius), "max": radius.max()}
+                 if radius.size else None},
         "surface": {"faces": len(surface.faces), "volume_mm3": surface.volume_mm3, "area_mm2": surface.area_mm2,
                     "open_edges": surface.open_edges(),
                     "parts": [{"faces": p.faces, "volume_mm3": p.volume_mm3, "center_lps_mm": list(p.center_lps_mm)}
@@ -204,7 +208,8 @@ def part_warnings(parts: tuple[SurfacePart, ...]) -> list[str]:
         return []
     listed = ", ".join(f"{p.volume_mm3:.1f}" for p in small[:5]) + (", ..." if len(small) > 5 else "")
     one = len(small) == 1
-    return [f"The surface has {len(small)} {'piece' if one else 'pieces'} beside the main one ({listed} mm\N{SUPERSCRIPT THREE}); "
+    return [f"The surface has {len(small)} {'piece' if one else 'pieces'} beside the main one "
+            f"({listed} mm\N{SUPERSCRIPT THREE}); "
             f"{'it is' if one else 'they are'} kept in the files."]
 
 

@@ -45,7 +45,8 @@ def camera_dict(camera: Camera) -> dict[str, Any]:
     """What is needed to look along a view's rays."""
     frame = camera.frame
     return {"source_mm": camera.source_lps_mm.tolist(), "beam": frame.beam.tolist(), "column": frame.column.tolist(),
-            "row": frame.row.tolist(), "sid_mm": camera.sid_mm, "spacing_mm": [camera.spacing_col_mm, camera.spacing_row_mm],
+            "row": frame.row.tolist(), "sid_mm": camera.sid_mm,
+            "spacing_mm": [camera.spacing_col_mm, camera.spacing_row_mm],
             "principal_px": [camera.principal_col, camera.principal_row], "size_px": [camera.cols, camera.rows]}
 
 

@@ -64,7 +64,7 @@
     const stage = byId("stage");
     const canvas = byId("canvas");
     const xray = byId("xray");
-    const renderer = new THREE.WebGLRenderer({ canvas, antialias: true, alpha: true });
+    const renderer = new THREE.WebGLRenderer({ canvas, antialias: true, alpha: true, preserveDrawingBuffer: true });
     renderer.setClearColor(0x000000, 0);
     renderer.setPixelRatio(Math.min(window.devicePixelRatio || 1, 2));
     const world = new THREE.Scene();
@@ -223,7 +223,7 @@
     function showSide(name) {
       leaveView();
       marks("[data-side]", (b) => b.dataset.side === name);
-      lookAlong({ front: [0, 1, 0], left: [-1, 0, 0], head: [0, 1e-4, -1] }[name]);
+      lookAlong({ front: [0, 1, 0], left: [-1, 0, 0], feet: [0, 1e-4, 1] }[name]);
     }
 
     function marks(selector, on) {
@@ -375,5 +375,6 @@
       lookAlong([0, 1, 0]);
       showView(asked[1] - 1);
     } else showSide("front");
+    draw(); // at once: a page that is printed or photographed as soon as it is loaded shows the tree
   }
 })();

@@ -17,7 +17,7 @@ from licag3d.report.pictures import tree_outline
 
 CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
                  if (found := shutil.which(name))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium found: install the package chromium to run this test")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium found: install the package chromium")
 
 SOFTWARE_GL = ("--use-angle=swiftshader", "--enable-unsafe-swiftshader")
 
@@ -32,9 +32,11 @@ def load(page: Path, tmp_path: Path, *flags: str, anchor: str = "") -> tuple[str
     """The page's DOM after its first frames, the console, and the log of the network."""
     net_log = tmp_path / "net.json"
     run = subprocess.run(
-        [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-dev-shm-usage", f"--user-data-dir={tmp_path / 'profile'}",
+        [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-dev-shm-usage",
+         f"--user-data-dir={tmp_path / 'profile'}",
          "--disable-background-networking", "--disable-component-update", "--no-first-run", "--disable-sync",
-         "--disable-extensions", "--disable-default-apps", f"--log-net-log={net_log}", "--enable-logging=stderr", "--v=0",
+         "--disable-extensions", "--disable-default-apps", f"--log-net-log={net_log}",
+         "--enable-logging=stderr", "--v=0",
          "--window-size=1280,1000", "--virtual-time-budget=8000", *flags, "--dump-dom", page.as_uri() + anchor],
         capture_output=True, text=True, timeout=120, check=True)
     # The driver's own remarks on speed are not the page's.

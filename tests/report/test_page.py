@@ -84,9 +84,9 @@ def test_hostile_names_are_text_and_nothing_else(page):
 
 def test_page_says_what_it_must(page):
     everything = " ".join(page.texts)
-    for words in ("Research use only", "Absolute scale", "2 warnings", "LAO 30.0", "RAO 40.0", "CRA 20.0", "given 0.00, 0.00, 0.00",
-                  "camera search", "centerline_distance_px 1.24", "head first", "vessels.stl", "Angle between views", "main",
-                  "Centreline length"):
+    for words in ("Research use only", "Absolute scale", "2 warnings", "LAO 30.0", "RAO 40.0", "CRA 20.0",
+                  "given 0.00, 0.00, 0.00", "camera search", "centerline_distance_px 1.24", "head first", "vessels.stl",
+                  "Angle between views", "main", "Centreline length"):
         assert words in everything, words
     assert next(a for t, a in page.elements if t == "html")["lang"] == "en"
     assert all(a.get("alt") is not None for t, a in page.elements if t == "img")

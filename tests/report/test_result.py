@@ -118,12 +118,14 @@ def test_same_input_same_files(tmp_path, result):
 
 
 def test_nothing_found_is_written_and_said(tmp_path, result):
-    empty = replace(result, tree=VesselTree(), surface=None, attenuation=Volume(np.zeros((4, 4, 4), np.float32), (0, 0, 0), 1.0))
+    nothing = Volume(np.zeros((4, 4, 4), np.float32), (0, 0, 0), 1.0)
+    empty = replace(result, tree=VesselTree(), surface=None, attenuation=nothing)
     paths = write_result(tmp_path, empty)
     assert len(paths["vessels.stl"].read_bytes()) == 84
     assert "No branch was found" in paths["report.html"].read_text("utf-8")
     summary = json.loads(paths["result.json"].read_text())
-    assert summary["tree"] == {"branches": 0, "components": 0, "length_mm": 0, "branch_length_mm": [], "radius_mm": None}
+    assert summary["tree"] == {"branches": 0, "components": 0, "length_mm": 0, "branch_length_mm": [],
+                               "radius_mm": None}
 
 
 def test_pieces_are_warned_about(tmp_path, result):
