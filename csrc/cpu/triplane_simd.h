@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "core/platform.h"
+#include "core/softplus.h"
 
 #if defined(__AVX512F__) || defined(__AVX2__)
 #include <immintrin.h>
@@ -62,20 +63,6 @@ LICAG3D_HD Vf exp_negative(Vf x) {
   q = q * r + 0.499992311001f;
   const Vf p = q * (r * r) + (r + 1.0f);
   return as_float(as_int(p) + ((as_int(shifted) - as_int(splat(kShift))) << 23));
-}
-
-// log(1 + e) for e in 0..1, relative error 2e-7: e times a minimax polynomial, no division.
-LICAG3D_HD Vf log1p_unit(Vf e) {
-  Vf p = splat(0.005232691299f);
-  p = p * e + -0.029505226761f;
-  p = p * e + 0.078225933015f;
-  p = p * e + -0.136632442474f;
-  p = p * e + 0.191060066223f;
-  p = p * e + -0.248429819942f;
-  p = p * e + 0.333190977573f;
-  p = p * e + -0.499994933605f;
-  p = p * e + 0.999999940395f;
-  return p * e;
 }
 
 // softplus(x) = max(x, 0) + log(1 + exp(-|x|))

@@ -42,7 +42,7 @@ def query_triplane(planes: torch.Tensor, decoder: TriplaneDecoder, points_mm: to
     center_mm, size_mm = check_field(planes, decoder, box_center_mm, box_size_mm)
     check_native(planes)
     check_points(points_mm, planes)
-    if not triplane_native.ready(planes.device.type):
+    if not triplane_native.ready(planes.device.type, planes.shape[-3]):
         return twin.query_triplane(planes, decoder, points_mm, box_center_mm=center_mm, box_size_mm=size_mm)
     batch = planes if planes.ndim == 5 else planes[None]
     value = triplane_native.query(batch, decoder.weight_1, decoder.bias_1, decoder.weight_2, decoder.output_bias(),

@@ -25,7 +25,8 @@ def render_triplane(planes: torch.Tensor, decoder: TriplaneDecoder, cameras: Any
 
     float32 throughout, planes also as float16 (the arithmetic stays float32); rays may be float64. The backward pass
     recomputes the samples: memory is O(rays) plus a few copies of the planes. On the CPU the result does not depend on
-    the number of threads, bit for bit; on CUDA the gradient of the planes is summed by atomics in varying order.
+    the number of threads, bit for bit; on CUDA the gradient of the planes is summed by atomics in varying order,
+    and planes of more than 64 channels take the slower twin.
 
     Args:
         planes: ``(3, C, R, R)`` or ``(B, 3, C, R, R)``, order XY, XZ, YZ; float32 or float16.
@@ -56,7 +57,7 @@ def render_triplane(planes: torch.Tensor, decoder: TriplaneDecoder, cameras: Any
     check_native(planes)
     check_samples(samples)
     origin_mm, to_pixel_mm = rays_of(cameras, planes)
-    if not triplane_native.ready(planes.device.type):
+    if not triplane_native.ready(planes.device.type, planes.shape[-3]):
         return twin.render_triplane(planes, decoder, cameras, box_center_mm=center_mm, box_size_mm=size_mm,
                                     samples=samples)
     batch = planes if planes.ndim == 5 else planes[None]

@@ -14,9 +14,14 @@ import torch
 from licag3d.ops import native
 
 
+_CUDA_CHANNELS = 64  # kMaxChannels of csrc/cuda/triplane.cu
+
+
 @torch.compiler.assume_constant_result
-def ready(device_type: str) -> bool:
-    """Whether native kernels exist for a device; a compiled graph keeps the answer it was built with."""
+def ready(device_type: str, channels: int) -> bool:
+    """Whether native kernels exist for planes on a device; a compiled graph keeps the answer it was built with."""
+    if device_type == "cuda" and channels > _CUDA_CHANNELS:
+        return False
     return native.available(torch.device(device_type))
 
 
