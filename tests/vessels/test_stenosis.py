@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from vessel_trees import coronary, tube
+
+from licag3d.structures import VesselTree
+from licag3d.vessels.stenosis import find_stenoses, reference_diameter_mm
+
+
+def narrowed(percent: float, at_mm=25.0, width_mm=3.0, noise=0.0, length_mm=60.0) -> VesselTree:
+    """A tapering tube with one smooth narrowing of the given depth."""
+    branch = tube(length_mm=length_mm, radius_mm=1.8, end_radius_mm=1.2, step_mm=0.25).branches[0]
+    arc = np.linspace(0, length_mm, len(branch.radius_mm))
+    radius = branch.radius_mm * (1 - percent / 100 * np.exp(-0.5 * ((arc - at_mm) / width_mm) ** 2))
+    radius *= 1 + noise * np.random.default_rng(0).normal(size=len(arc))
+    return VesselTree((replace(branch, radius_mm=radius),))
+
+
+@pytest.mark.parametrize("percent", [30, 50, 80])
+def test_depth_place_and_reference(percent):
+    (lesion,) = find_stenoses(narrowed(percent))
+    assert lesion.percent_diameter == pytest.approx(percent, abs=1.5)
+    assert lesion.at_mm == pytest.approx(25, abs=0.5)
+    assert lesion.reference_diameter_mm == pytest.approx(2 * (1.8 - 0.6 * 25 / 60), abs=0.06)
+    assert lesion.minimal_diameter_mm == pytest.approx(lesion.reference_diameter_mm * (1 - percent / 100), abs=0.06)
+    # The stretch below 90 %: Gaussian of 3 mm.
+    assert lesion.length_mm == pytest.approx(2 * 3 * np.sqrt(2 * np.log(percent / 10)), abs=1.0)
+    point = narrowed(percent).branches[0].points_lps_mm[100]
+    assert lesion.position_lps_mm == pytest.approx(tuple(point), abs=0.6)
+
+
+def test_taper_alone_is_no_stenosis():
+    assert find_stenoses(narrowed(0)) == ()
+    assert find_stenoses(coronary()) == ()
+    assert find_stenoses(narrowed(0, noise=0.03)) == ()
+
+
+def test_noise_and_two_lesions():
+    (lesion,) = find_stenoses(narrowed(60, noise=0.03), min_percent=40)
+    assert lesion.percent_diameter == pytest.approx(60, abs=6)
+    first, second = narrowed(50, 15).branches[0], narrowed(70, 42).branches[0]
+    both = replace(first, radius_mm=np.minimum(first.radius_mm, second.radius_mm))
+    worst, other = find_stenoses(VesselTree((both,)))
+    assert worst.at_mm == pytest.approx(42, abs=0.5) and other.at_mm == pytest.approx(15, abs=0.5)
+    assert worst.percent_diameter > other.percent_diameter
+
+
+def test_short_branches_have_no_reference():
+    assert find_stenoses(narrowed(60, at_mm=3, width_mm=1, length_mm=7)) == ()
+    assert find_stenoses(VesselTree()) == ()
+
+
+def test_reference_is_a_line_through_the_healthy_part():
+    arc = np.linspace(0, 40, 161)
+    healthy = 3.6 - 0.03 * arc
+    lesion = np.where((arc > 12) & (arc < 20), 0.4 * healthy, healthy)
+    np.testing.assert_allclose(reference_diameter_mm(arc, lesion), healthy, atol=0.01)
+    assert reference_diameter_mm([0.0, 1.0], [2.0, 4.0]).tolist() == [3.0, 3.0]
