@@ -18,7 +18,7 @@ import numpy as np
 from licag3d.geometry import Camera
 from licag3d.inversion.chains import Chains
 from licag3d.inversion.epipolar import epipolar_angles, epipolar_pair
-from licag3d.inversion.hypotheses import turn_costs
+from licag3d.inversion.tables import turn_costs
 from licag3d.ops.match import PathPrices, match_cost
 
 
@@ -87,12 +87,13 @@ def camera_costs(pairs: list[tuple[Camera, Camera]], chains: tuple[Chains, Chain
 
 
 def search_cameras(cameras: tuple[Camera, Camera], chains: tuple[Chains, Chains], settings: SearchSettings, *, seed: int = 0,
-                   progress: Callable[[float, str], None] | None = None) -> CameraSearch:
+                   fixed_first: bool = False, progress: Callable[[float, str], None] | None = None) -> CameraSearch:
     """Correct the offset of the second view, and the angles within their reading error.
 
     Args:
         cameras: as the user has them; the first is the reference.
         chains: centreline pieces of both views.
+        fixed_first: leave the angles of the first view as they are.
         progress: called with the share done (0..1) and a line of text.
 
     Returns:
@@ -111,6 +112,7 @@ def search_cameras(cameras: tuple[Camera, Camera], chains: tuple[Chains, Chains]
         offset = np.asarray(second.offset_lps_mm) + x[:2] @ basis
         turn = np.zeros(3)
         turn[:len(x) - 2] = x[2:]
+        turn[0] *= not fixed_first
         first = replace(first, secondary_deg=float(np.clip(first.secondary_deg + turn[0], -90, 90)))
         second = replace(second, primary_deg=float(np.clip(second.primary_deg + turn[1], -180, 180)),
                          secondary_deg=float(np.clip(second.secondary_deg + turn[2], -90, 90)))

@@ -31,6 +31,7 @@ class Chains:
             NaN where these ends do not meet at a node.
         crossing: ``(M,)`` bool, node where two vessels seem to pass over each other.
         degree: ``(M,)`` number of piece ends at the node (1: the vessel ends there).
+        mm_per_pixel: at the isocentre.
     """
 
     pixels: np.ndarray
@@ -44,6 +45,7 @@ class Chains:
     turn_deg: np.ndarray
     crossing: np.ndarray
     degree: np.ndarray
+    mm_per_pixel: float
 
     @property
     def pieces(self) -> int:
@@ -82,7 +84,7 @@ def chains_from_graph(graph: CenterlineGraph2D, camera: Camera, *, spacing_mm: f
     if not pixels:
         empty = np.zeros(0)
         return Chains(np.zeros((0, 2)), np.zeros(1, np.int64), empty, empty, empty, empty, np.zeros((0, 2), np.int64),
-                      np.zeros((0, 2)), np.zeros((0, 0, 2, 2)), np.zeros(0, bool), np.zeros(0, np.int64))
+                      np.zeros((0, 2)), np.zeros((0, 0, 2, 2)), np.zeros(0, bool), np.zeros(0, np.int64), scale)
     start = np.asarray(start)
     step = np.concatenate(step)
     weight = 0.5 * step
@@ -92,7 +94,7 @@ def chains_from_graph(graph: CenterlineGraph2D, camera: Camera, *, spacing_mm: f
     radius = np.maximum(np.concatenate(radius), 0.1)
     return Chains(pixels, start, step, weight, radius, np.concatenate(integral), nodes,
                   np.asarray(graph.nodes), _turns(pixels, start, nodes, radius / scale),
-                  np.asarray([kind == "crossing" for kind in graph.node_kind], bool), np.asarray(graph.node_degree))
+                  np.asarray([kind == "crossing" for kind in graph.node_kind], bool), np.asarray(graph.node_degree), scale)
 
 
 def _turns(pixels, start, nodes, radius_px) -> np.ndarray:

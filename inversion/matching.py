@@ -1,39 +1,52 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Centreline matching of two views: every piece of either view chooses a path, and neighbours must agree.
-
-A label of a piece is one of its diverse paths through the other view. Pieces that meet at a node should meet in space, and
-where the path of a piece of one view runs along a piece of the other, that one's path should run along it in turn.
-"""
+"""Centreline matching of two views: every piece of either view takes a path through the other, and the two must agree."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from licag3d.geometry import Camera
+from licag3d.inversion.agreement import agree, agreement_links, node_joints
 from licag3d.inversion.candidates import Candidates, find_candidates
-from licag3d.inversion.chains import THROUGH_DEG, Chains
-from licag3d.inversion.consistency import end_cost, expected_stretch, partner_index, stretch_cost
+from licag3d.inversion.chains import Chains
 from licag3d.inversion.epipolar import epipolar_angles, epipolar_pair
-from licag3d.inversion.hypotheses import Hypothesis, diverse_paths
-from licag3d.inversion.labelling import least_cost_labels
+from licag3d.inversion.tables import PathTables, path_tables
 from licag3d.ops.match import PathPrices
 
 
 @dataclass(frozen=True)
 class MatchSettings:
-    """Prices and tolerances; see :class:`licag3d.ops.match.PathPrices`."""
+    """Prices (cost per mm of centreline) and tolerances.
 
-    path: PathPrices = PathPrices()
-    node_price: float = 1.0
+    Args:
+        path: of a single path, see :class:`licag3d.ops.match.PathPrices`.
+        along_share: share of the price of a jump that remains where the other view's centreline bridges it.
+        node_price: per mm between piece ends that meet at a node of the image, up to ``node_cap_mm``.
+        mutual_price: per mm that the other view's path contradicts; places nearer than ``agree_mm`` are the same.
+        slope_price: per mm, for a factor e between the contrast seen and that expected for the slope in space.
+        end_price: per mm between a vessel end (junction) of one view and the next one of the other, up to ``end_cap_mm``.
+        witness_price: per mm of centreline and per mm that a place lies off the centrelines of a further view, up to
+            ``witness_cap_mm``.
+        candidates: places that a point may take, at most.
+        rounds: of message passing.
+    """
+
+    path: PathPrices = PathPrices(none=1.6, jump=0.4, slack=1.5, gap=0.5, turn=1.0, calibre=1.3, tolerance_mm=0.2)
+    along_share: float = 0.5
+    node_price: float = 0.5
     node_cap_mm: float = 6.0
-    mutual_price: float = 0.5
-    agree_mm: float = 2.0
-    hypotheses: int = 10
-    stretch_price: float = 0.3
-    end_price: float = 0.3
+    mutual_price: float = 0.75
+    agree_mm: float = 1.5
+    slope_price: float = 0.5
+    end_price: float = 0.4
     end_cap_mm: float = 5.0
+    witness_price: float = 0.7
+    witness_cap_mm: float = 2.5
+    candidates: int = 20
+    rounds: int = 20
 
 
 @dataclass(frozen=True)
@@ -41,7 +54,8 @@ class Match:
     """The chosen path of every point of either view.
 
     For view k (0 or 1): ``points_mm[k]`` ``(N_k, 3)`` LPS mm, NaN where unmatched; ``confidence[k]`` ``(N_k,)`` in 0..1: 1 where
-    the other view's path says the same. ``cost``: of the whole labelling.
+    the other view's path says the same, 0.25 where it says nothing, 0 where it says something else; ``partner[k]`` ``(N_k,)``
+    nearest point of the other view, -1 where unmatched. ``cost``: of the whole labelling.
     """
 
     chains: tuple[Chains, Chains]
@@ -57,119 +71,64 @@ def both_candidates(cameras: tuple[Camera, Camera], chains: tuple[Chains, Chains
     pair = epipolar_pair(*cameras)
     angles = [epipolar_angles(pair, camera, chain.pixels) for camera, chain in zip(cameras, chains, strict=True)]
     reach_mm = 0.5 * (cameras[0].sod_mm + cameras[1].sod_mm)
-    return tuple(find_candidates(pair, a == 1, chains[a], angles[a], chains[1 - a], angles[1 - a],
-                                 settings.path, reach_mm=reach_mm) for a in (0, 1))
+    return tuple(find_candidates(pair, a == 1, chains[a], angles[a], chains[1 - a], angles[1 - a], settings.path,
+                                 reach_mm=reach_mm, limit=settings.candidates) for a in (0, 1))
 
 
-def match_views(cameras: tuple[Camera, Camera], chains: tuple[Chains, Chains], settings: MatchSettings, *,
-                seed: int = 0) -> Match:
+def match_views(cameras: tuple[Camera, Camera], chains: tuple[Chains, Chains], settings: MatchSettings, *, seed: int = 0,
+                witnesses: Sequence[tuple[Camera, Chains]] = ()) -> Match:
     """Match the centrelines of two views.
 
     Args:
         cameras: the two views, corrected.
         chains: their centreline pieces.
+        seed: unused by this method, which draws nothing at random; kept so that all stages are called alike.
+        witnesses: further views, corrected, with their centrelines: places that they do not show as vessel cost more.
     """
+    tables = both_tables(cameras, chains, settings, witnesses)
+    links = tuple(agreement_links(tables[a], tables[1 - a], chains[a].weight_mm, settings.mutual_price, settings.agree_mm)
+                  for a in (0, 1))
+    joints = tuple(node_joints(tables[a], chains[a], settings.node_price, settings.node_cap_mm) for a in (0, 1))
+    states, cost = agree(tables, chains, links, joints, rounds=settings.rounds)
+    return _collect(states, tables, chains, cost, settings.agree_mm)
+
+
+def both_tables(cameras, chains, settings: MatchSettings, witnesses=()) -> tuple[PathTables, PathTables]:
+    """Cost tables of the paths of either view through the other."""
     candidates = both_candidates(cameras, chains, settings)
-    paths = [diverse_paths(candidates[a], chains[a], chains[1 - a], settings.path, limit=settings.hypotheses)
-             for a in (0, 1)]
-    unary = [cost for side in (0, 1) for cost in _label_costs(paths[side], candidates[side], chains[side], chains[1 - side], settings)]
-    first = chains[0].pieces
-    pairwise: dict[tuple[int, int], np.ndarray] = {}
-    for side, shift in ((0, 0), (1, first)):
-        for key, cost in _node_costs(paths[side], chains[side], settings).items():
-            pairwise[key[0] + shift, key[1] + shift] = cost
-    for key, cost in _mutual_costs(paths, candidates, chains, settings).items():
-        pairwise[key[0], key[1] + first] = cost
-    labels, cost = least_cost_labels(unary, pairwise, seed=seed)
-    chosen = ([options[k] for options, k in zip(paths[0], labels[:first], strict=True)],
-              [options[k] for options, k in zip(paths[1], labels[first:], strict=True)])
-    return _collect(chosen, candidates, chains, cost, settings)
+    return tuple(path_tables(
+        candidates[a], (cameras[a], cameras[1 - a]), (chains[a], chains[1 - a]), settings.path,
+        slope_price=settings.slope_price, end_price=settings.end_price, end_cap_mm=settings.end_cap_mm,
+        along_share=settings.along_share, extra=_witness_costs(candidates[a], witnesses, settings)) for a in (0, 1))
 
 
-def _label_costs(paths, candidates, chains, other, settings) -> list[np.ndarray]:
-    """Cost of every label by itself."""
-    stretch = expected_stretch(chains)
-    return [np.array([h.cost
-                      + settings.stretch_price * stretch_cost(h, p, chains, stretch)
-                      + settings.end_price * end_cost(h, p, chains, other, candidates, settings.end_cap_mm)
-                      for h in options]) for p, options in enumerate(paths)]
+def _witness_costs(candidates: Candidates, witnesses, settings: MatchSettings) -> np.ndarray | None:
+    """How far every candidate lies from the centrelines of further views, as cost per mm; ``(N, K)``."""
+    from scipy.spatial import cKDTree
+
+    total = None
+    for camera, chains in witnesses:
+        if not len(chains.pixels):
+            continue
+        pixels, depth = camera.project(candidates.points_mm.reshape(-1, 3))
+        gap_mm = cKDTree(chains.pixels).query(pixels)[0] * chains.mm_per_pixel
+        inside = ((pixels >= 0) & (pixels <= [camera.cols - 1, camera.rows - 1])).all(axis=1) & (depth > 0)
+        # Outside the witness's image nothing is known.
+        off_mm = np.where(inside, np.clip(gap_mm - 0.5, 0.0, settings.witness_cap_mm), 0.0)
+        cost = settings.witness_price * off_mm.reshape(candidates.cost.shape)
+        total = cost if total is None else total + cost
+    return total
 
 
-def _node_costs(paths: list[list[Hypothesis]], chains: Chains, settings: MatchSettings) -> dict:
-    """Distance in space of pieces of one view that meet at a node."""
-    costs: dict[tuple[int, int], np.ndarray] = {}
-    ends = {}
-    for p in range(chains.pieces):
-        radius = chains.radius_mm[chains.start[p]:chains.start[p + 1]]
-        arc = np.cumsum(chains.step_mm[chains.start[p]:chains.start[p + 1]])
-        for end in (0, 1):
-            reach = 2.0 + float(np.median(radius))
-            near = arc <= reach if end == 0 else arc[-1] - arc <= reach
-            ends[p, end] = np.stack([_first_finite(h.points_mm[near][:: 1 if end == 0 else -1]) for h in paths[p]])
-    for p in range(chains.pieces):
-        for q in range(p + 1, chains.pieces):
-            for end_p in (0, 1):
-                for end_q in (0, 1):
-                    turn = chains.turn_deg[p, q, end_p, end_q]
-                    if np.isnan(turn) or (chains.crossing[chains.node[p, end_p]] and turn > THROUGH_DEG):
-                        continue
-                    gap = np.linalg.norm(ends[p, end_p][:, None] - ends[q, end_q][None], axis=-1)
-                    slack = 0.5 + 0.5 * (chains.radius_mm[chains.start[p]] + chains.radius_mm[chains.start[q]])
-                    cost = settings.node_price * np.clip(gap - slack, 0.0, settings.node_cap_mm)
-                    cost = np.where(np.isnan(cost), 0.25 * settings.node_price * settings.node_cap_mm, cost)
-                    cost[-1, -1] = 0.0
-                    costs[p, q] = costs.get((p, q), 0.0) + cost
-    return costs
-
-
-def _first_finite(points: np.ndarray) -> np.ndarray:
-    finite = np.isfinite(points[:, 0])
-    return points[int(np.argmax(finite))] if finite.any() else np.full(3, np.nan)
-
-
-def _mutual_costs(paths, candidates, chains, settings) -> dict:
-    """Length over which the path of a piece and the path of the piece it runs along contradict each other."""
-    tables: dict[tuple[int, int], np.ndarray] = {}
+def _collect(states, tables, chains, cost, agree_mm) -> Match:
+    rows = [np.arange(len(s)) for s in states]
+    points = [t.points_mm[r, s] for t, r, s in zip(tables, rows, states, strict=True)]
+    partner = [t.partner[r, s] for t, r, s in zip(tables, rows, states, strict=True)]
+    confidence = []
     for side in (0, 1):
-        own, other = chains[side], chains[1 - side]
-        piece_of_other = other.piece_of
-        stacked = [np.stack([h.points_mm for h in options]) for options in paths[1 - side]]
-        for p, options in enumerate(paths[side]):
-            rows = np.arange(own.start[p], own.start[p + 1])
-            for h, path in enumerate(options):
-                matched = path.choice >= 0
-                if not matched.any():
-                    continue
-                at = partner_index(candidates[side], rows[matched], path.choice[matched])
-                weight, here, along = own.weight_mm[rows[matched]], path.points_mm[matched], piece_of_other[at]
-                for q in np.unique(along):
-                    on = along == q
-                    there = stacked[q][:, at[on] - other.start[q]]
-                    apart = np.linalg.norm(there - here[on], axis=-1)
-                    share = np.where(np.isnan(apart), 0.5, (apart > settings.agree_mm).astype(float))
-                    key = (p, int(q)) if side == 0 else (int(q), p)
-                    table = tables.setdefault(key, np.zeros((len(paths[0][key[0]]), len(paths[1][key[1]]))))
-                    contradiction = settings.mutual_price * (share * weight[on]).sum(axis=1)
-                    if side == 0:
-                        table[h] += contradiction
-                    else:
-                        table[:, h] += contradiction
-    return tables
-
-
-def _collect(chosen, candidates, chains, cost, settings) -> Match:
-    points = [np.concatenate([h.points_mm for h in side]) if side else np.zeros((0, 3)) for side in chosen]
-    confidence, partners = [], []
-    for side in (0, 1):
-        choice = np.concatenate([h.choice for h in chosen[side]]) if chosen[side] else np.zeros(0, int)
-        value = np.zeros(len(choice))
-        partner = np.full(len(choice), -1)
-        matched = np.flatnonzero(choice >= 0)
-        if len(matched):
-            at = partner_index(candidates[side], matched, choice[matched])
-            partner[matched] = at
-            apart = np.linalg.norm(points[1 - side][at] - points[side][matched], axis=1)
-            value[matched] = np.where(np.isnan(apart), 0.25, np.where(apart < settings.agree_mm, 1.0, 0.0))
+        value = np.zeros(len(rows[side]))
+        matched = np.flatnonzero(partner[side] >= 0)
+        apart = np.linalg.norm(points[1 - side][partner[side][matched]] - points[side][matched], axis=1)
+        value[matched] = np.where(np.isnan(apart), 0.25, np.where(apart < agree_mm, 1.0, 0.0))
         confidence.append(value)
-        partners.append(partner)
-    return Match(tuple(chains), tuple(points), tuple(confidence), tuple(partners), cost)
+    return Match(tuple(chains), tuple(points), tuple(confidence), tuple(partner), cost)
