@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from licag3d.geometry import Camera, Cameras
+from licag3d.geometry import Camera, Cameras, Rays
 from licag3d.inversion.settings import FieldSettings
 from licag3d.ops import project_volume
 from licag3d.structures import VesselEvidence, VesselTree
@@ -49,7 +49,7 @@ def refine_field(tree: VesselTree, cameras: Sequence[Camera], evidence: Sequence
     grid = tree_grid(tree, settings.spacing_mm, margin_mm=settings.reach_mm + 2.0)
     occupancy = torch.from_numpy(tree_occupancy(tree, grid).values).to(device)
     support = _near(tree, grid, settings.reach_mm).to(device)
-    rays = [_Rays(camera, item, settings, seed + k, device, tree) for k, (camera, item) in enumerate(zip(cameras, evidence, strict=True))]
+    rays = _Rays(cameras, evidence, tree, settings, seed, device)
     moves = torch.zeros(len(cameras), 3, dtype=torch.float64, device=device, requires_grad=move_cameras and len(cameras) > 1)
     level, gains = _levels(occupancy, rays, grid)
     tubes = level * occupancy
@@ -65,9 +65,7 @@ def refine_field(tree: VesselTree, cameras: Sequence[Camera], evidence: Sequence
     for iteration in range(settings.iterations):
         optimizer.zero_grad()
         volume = torch.zeros_like(tubes).index_put(index, values)
-        data = torch.zeros((), device=device)
-        for k, ray in enumerate(rays):
-            data = data + ray.loss(volume, grid, gains[k], moves[k])
+        data = rays.loss(volume, grid, gains, moves)
         scale = level**2
         sparsity = settings.sparsity * values.mean() / level
         smoothness = settings.smoothness * sum(((values[a] - values[b]) ** 2).sum() for a, b in pairs) / (len(values) * scale)
@@ -93,47 +91,69 @@ def refine_field(tree: VesselTree, cameras: Sequence[Camera], evidence: Sequence
 
 
 class _Rays:
-    """The pixels of one view that are compared, drawn once: near the vessels of the image and of the tree."""
+    """The pixels of all views that are compared, drawn once: near the vessels of the image and of the tree."""
 
-    def __init__(self, camera: Camera, evidence: VesselEvidence, settings: FieldSettings, seed: int, device: str, tree) -> None:
-        from scipy import ndimage
+    def __init__(self, cameras, evidence, tree: VesselTree, settings: FieldSettings, seed: int, device: str) -> None:
+        points = flatten_tree(tree).points_lps_mm
+        self.cameras, self.pixels, targets, weights, views = [], [], [], [], []
+        for k, (camera, item) in enumerate(zip(cameras, evidence, strict=True)):
+            rows, cols = _compared_pixels(camera, item, points, settings.rays, seed + k)
+            self.cameras.append(Cameras.stack([camera], device=device))
+            self.pixels.append(torch.as_tensor(np.stack([cols, rows], 1)[None], dtype=torch.float64, device=device))
+            target = item.line_integral[rows, cols]
+            # Off the vessels the target is zero; there the evidence is sure, but the tree may know of a vessel it missed.
+            trust = np.where(item.mask[rows, cols], np.maximum(item.confidence[rows, cols], 0.05), 0.25)
+            # Every view counts the same, whatever the unit of its line integrals.
+            weights.append(trust / max(float((trust * target**2).sum()), 1e-9))
+            targets.append(target)
+            views.append(np.full(len(rows), k))
+        self.target = torch.as_tensor(np.concatenate(targets), dtype=torch.float32, device=device)
+        self.weight = torch.as_tensor(np.concatenate(weights), dtype=torch.float32, device=device)
+        self.view = torch.as_tensor(np.concatenate(views), device=device)
 
-        near = ndimage.binary_dilation(evidence.mask, iterations=4)
-        pixels, _ = camera.project(flatten_tree(tree).points_lps_mm)
-        col, row = np.rint(pixels[:, 0]).astype(int), np.rint(pixels[:, 1]).astype(int)
-        seen = (col >= 0) & (row >= 0) & (col < camera.cols) & (row < camera.rows)
-        drawn = np.zeros_like(near)
-        drawn[row[seen], col[seen]] = True
-        rows, cols = np.nonzero(near | ndimage.binary_dilation(drawn, iterations=6))
-        if len(rows) > settings.rays:
-            keep = np.random.default_rng(seed).choice(len(rows), settings.rays, replace=False)
-            rows, cols = rows[np.sort(keep)], cols[np.sort(keep)]
-        self.camera = Cameras.stack([camera], device=device)
-        self.pixels = torch.as_tensor(np.stack([cols, rows], 1)[None], dtype=torch.float64, device=device)
-        self.target = torch.as_tensor(evidence.line_integral[rows, cols], dtype=torch.float32, device=device)[None]
-        # Off the vessels the target is zero; there the evidence is sure, but the tree may know of a vessel it missed.
-        trust = np.where(evidence.mask[rows, cols], np.maximum(evidence.confidence[rows, cols], 0.05), 0.25)
-        self.weight = torch.as_tensor(trust, dtype=torch.float32, device=device)[None]
+    def project(self, volume: torch.Tensor, grid: Volume, moves: torch.Tensor | None = None) -> torch.Tensor:
+        """Line integrals of all rays, one call: the gradient to the volume is summed in one pass."""
+        origins, directions = [], []
+        for k, (camera, pixels) in enumerate(zip(self.cameras, self.pixels, strict=True)):
+            if moves is not None:
+                camera = camera.replace(offset_lps_mm=camera.offset_lps_mm + moves[k])
+            origin, direction = camera.rays(pixels)
+            origins.append(origin[0])
+            directions.append(direction[0])
+        return project_volume(volume, Rays(torch.cat(origins), torch.cat(directions)), voxel_size_mm=grid.spacing_mm,
+                              origin_mm=grid.origin_mm)
 
-    def project(self, volume: torch.Tensor, grid: Volume, move: torch.Tensor | None = None) -> torch.Tensor:
-        camera = self.camera
-        if move is not None:
-            camera = camera.replace(offset_lps_mm=camera.offset_lps_mm + move)
-        return project_volume(volume, camera.pixel_subset(self.pixels), voxel_size_mm=grid.spacing_mm, origin_mm=grid.origin_mm)
-
-    def loss(self, volume, grid, gain, move) -> torch.Tensor:
-        """Confidence-weighted squared error, as a share of the squared target."""
-        error = self.weight * (gain * self.project(volume, grid, move) - self.target) ** 2
-        return error.sum() / (self.weight * self.target**2).sum().clamp(min=1e-9)
+    def loss(self, volume, grid, gains, moves) -> torch.Tensor:
+        """Confidence-weighted squared error as a share of the squared target, summed over views."""
+        gain = torch.tensor(gains, dtype=torch.float32, device=self.target.device)[self.view]
+        return (self.weight * (gain * self.project(volume, grid, moves) - self.target) ** 2).sum()
 
 
-def _levels(occupancy: torch.Tensor, rays: list[_Rays], grid: Volume) -> tuple[float, tuple[float, ...]]:
-    """Attenuation of the lumen from the first view, and gain of every view relative to it (least squares)."""
-    slopes = []
+def _compared_pixels(camera: Camera, evidence: VesselEvidence, points: np.ndarray, limit: int, seed: int):
+    from scipy import ndimage
+
+    near = ndimage.binary_dilation(evidence.mask, iterations=4)
+    pixels, _ = camera.project(points)
+    col, row = np.rint(pixels[:, 0]).astype(int), np.rint(pixels[:, 1]).astype(int)
+    seen = (col >= 0) & (row >= 0) & (col < camera.cols) & (row < camera.rows)
+    drawn = np.zeros_like(near)
+    drawn[row[seen], col[seen]] = True
+    rows, cols = np.nonzero(near | ndimage.binary_dilation(drawn, iterations=6))
+    if len(rows) > limit:
+        keep = np.sort(np.random.default_rng(seed).choice(len(rows), limit, replace=False))
+        rows, cols = rows[keep], cols[keep]
+    return rows, cols
+
+
+def _levels(occupancy: torch.Tensor, rays: _Rays, grid: Volume) -> tuple[float, tuple[float, ...]]:
+    """Attenuation of the lumen, and gain of every view relative to it (least squares)."""
     with torch.no_grad():
-        for ray in rays:
-            path_mm = ray.project(occupancy, grid)
-            slopes.append(float((ray.weight * path_mm * ray.target).sum() / (ray.weight * path_mm**2).sum().clamp(min=1e-9)))
+        path_mm = rays.project(occupancy, grid)
+    slopes = []
+    for k in range(len(rays.cameras)):
+        own = rays.view == k
+        weight, path, target = rays.weight[own], path_mm[own], rays.target[own]
+        slopes.append(float((weight * path * target).sum() / (weight * path**2).sum().clamp(min=1e-9)))
     level = max(float(np.median(slopes)), 1e-4)
     return level, tuple(max(slope, 0.05 * level) / level for slope in slopes)
 
