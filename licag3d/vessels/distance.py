@@ -88,7 +88,7 @@ def signed_distance(cones: Cones, origin, spacing: float, shape: tuple[int, ...]
     if blend > band:
         raise ValueError(f"blend {blend} exceeds the band {band}")
     field = np.full(shape, band, np.float32)
-    cones = _shortened(cones, 2 * band)
+    cones = shortened(cones, 2 * band)
     groups = np.unique(cones.group) if blend > 0 else [None]
     for group in groups:
         chosen = np.arange(len(cones)) if group is None else np.flatnonzero(cones.group == group)
@@ -111,22 +111,53 @@ def signed_distance(cones: Cones, origin, spacing: float, shape: tuple[int, ...]
 def _lower(field: np.ndarray, cones: Cones, chosen: np.ndarray, origin, spacing: float, band: float) -> None:
     """Lower ``field`` to the distance of each chosen cone, inside the cone's own box only."""
     origin = np.asarray(origin, np.float64)
-    dim = origin.size
     size = np.asarray(field.shape[::-1])
-    reach = np.maximum(cones.start_radius, cones.end_radius)[chosen, None] + band
-    low = np.floor((np.minimum(cones.start[chosen], cones.end[chosen]) - reach - origin) / spacing).astype(int)
-    high = np.ceil((np.maximum(cones.start[chosen], cones.end[chosen]) + reach - origin) / spacing).astype(int) + 1
-    low, high = np.clip(low, 0, size), np.clip(high, 0, size)
+    low, high = cone_boxes(cones, chosen, origin, spacing, size, band)
     for position, cone in enumerate(chosen):
         a, b = low[position], high[position]
         if np.any(a >= b):
             continue
-        axes = [origin[k] + spacing * np.arange(a[k], b[k]) for k in range(dim)]
-        points = np.stack(np.meshgrid(*axes[::-1], indexing="ij")[::-1], -1)
-        distance = cone_distance(points, cones.start[cone], cones.end[cone], cones.start_radius[cone],
-                                 cones.end_radius[cone])
-        window = tuple(slice(a[k], b[k]) for k in reversed(range(dim)))
-        np.minimum(field[window], distance, out=field[window], casting="same_kind")
+        axes = [origin[k] + spacing * np.arange(a[k], b[k]) for k in range(origin.size)]
+        window = tuple(slice(a[k], b[k]) for k in reversed(range(origin.size)))
+        distance = _grid_distance(axes, cones.start[cone], cones.end[cone], cones.start_radius[cone],
+                                  cones.end_radius[cone])
+        np.minimum(field[window], distance, out=field[window])
+
+
+def cone_boxes(cones: Cones, chosen: np.ndarray, origin, spacing: float, size, band: float):
+    """First and one-past-last grid index ``(len(chosen), dim)``, x first, of what lies within ``band`` of each cone."""
+    reach = np.maximum(cones.start_radius, cones.end_radius)[chosen, None] + band
+    low = np.floor((np.minimum(cones.start[chosen], cones.end[chosen]) - reach - origin) / spacing).astype(int)
+    high = np.ceil((np.maximum(cones.start[chosen], cones.end[chosen]) + reach - origin) / spacing).astype(int) + 1
+    return np.clip(low, 0, size), np.clip(high, 0, size)
+
+
+def _grid_distance(axes: list[np.ndarray], start: np.ndarray, end: np.ndarray, start_radius: float,
+                   end_radius: float) -> np.ndarray:
+    """``cone_distance`` on a small grid, float32, without ever storing the points: sums over broadcast axes."""
+    axis = end - start
+    length = float(np.linalg.norm(axis))
+    slope = (start_radius - end_radius) / length if length > 0 else 0.0
+    ball = abs(slope) >= 1 or length == 0
+    if ball and end_radius > start_radius:
+        start, start_radius = end, end_radius
+    dim = len(axes)
+    # Grid axes run z, y, x; offsets from the start keep float32 exact enough.
+    offsets = [(axes[k] - start[k]).astype(np.float32).reshape([-1 if d == dim - 1 - k else 1 for d in range(dim)])
+               for k in range(dim)]
+    squared = sum(offset * offset for offset in offsets[:-1]) + offsets[-1] ** 2
+    if ball:
+        return np.sqrt(squared) - np.float32(start_radius)
+    along = sum(offset * np.float32(u) for offset, u in zip(offsets, axis / length, strict=True))
+    across = np.maximum(squared - along * along, 0)
+    if slope == 0:
+        nearest = np.clip(along, 0, np.float32(length))
+    else:
+        tilt = np.float32(slope / np.sqrt(1 - slope * slope))
+        nearest = np.clip(along - tilt * np.sqrt(across), 0, np.float32(length))
+    along -= nearest
+    across += along * along
+    return np.sqrt(across) - (np.float32(start_radius) - np.float32(slope) * nearest)
 
 
 def _index_box(cones: Cones, chosen: np.ndarray, origin, spacing: float, shape, band: float):
@@ -138,7 +169,7 @@ def _index_box(cones: Cones, chosen: np.ndarray, origin, spacing: float, shape, 
     return np.clip(first, 0, size), np.clip(last, 0, size)
 
 
-def _shortened(cones: Cones, extra: float) -> Cones:
+def shortened(cones: Cones, extra: float) -> Cones:
     """Cut long cones in equal pieces, so that the box of a slanted one stays small; the union is the same."""
     if len(cones) == 0:
         return cones

@@ -9,10 +9,8 @@ import numpy as np
 
 from licag3d.errors import InputError
 from licag3d.structures import VesselTree
-from licag3d.vessels.distance import Cones, signed_distance, tree_cones
+from licag3d.vessels.distance import Cones, cone_boxes, cone_distance, shortened, signed_distance, tree_cones
 from licag3d.vessels.volume import Volume, covering_grid
-
-_SLAB_VOXELS = 30_000_000  # fine voxels held at a time
 
 
 def tree_grid(tree: VesselTree, spacing_mm: float, *, margin_mm: float = 3.0) -> Volume:
@@ -43,26 +41,50 @@ def tree_occupancy(tree: VesselTree, grid: Volume, *, supersample: int | None = 
     if supersample is None:
         thin = float(np.percentile(np.minimum(cones.start_radius, cones.end_radius), 5))
         supersample = int(np.clip(math.ceil(2 * grid.spacing_mm / max(thin, 1e-6)), 1, 4))
-    cell = grid.spacing_mm / supersample
-    depth, height, width = grid.values.shape
-    origin = np.asarray(grid.origin_mm) - grid.spacing_mm / 2 + cell / 2
+    spacing, shape = grid.spacing_mm, grid.values.shape
     low, high = cones.bounds()
     # Only voxels that the tree can touch are looked at: (x, y, z) index window.
-    first = np.clip(np.floor((low - grid.origin_mm) / grid.spacing_mm).astype(int), 0, [width, height, depth])
-    last = np.clip(np.ceil((high - grid.origin_mm) / grid.spacing_mm).astype(int) + 1, 0, [width, height, depth])
+    first = np.clip(np.floor((low - grid.origin_mm) / spacing).astype(int), 0, shape[::-1])
+    last = np.clip(np.ceil((high - grid.origin_mm) / spacing).astype(int) + 1, 0, shape[::-1])
     if np.any(first >= last):
-        return Volume(out, grid.origin_mm, grid.spacing_mm)
-    nx, ny = (last - first)[:2]
-    slab = max(1, int(_SLAB_VOXELS // (nx * ny * supersample**3)))
-    for z in range(first[2], last[2], slab):
-        count = min(slab, last[2] - z)
-        start = origin + grid.spacing_mm * np.array([first[0], first[1], z])
-        fine = signed_distance(_within(cones, start[2], start[2] + count * grid.spacing_mm, cell), start, cell,
-                               (count * supersample, ny * supersample, nx * supersample), band=cell)
-        share = np.clip(0.5 - fine / np.float32(cell), 0, 1)
-        share = share.reshape(count, supersample, ny, supersample, nx, supersample).mean((1, 3, 5))
-        out[z:z + count, first[1]:last[1], first[0]:last[0]] = share
-    return Volume(out, grid.origin_mm, grid.spacing_mm)
+        return Volume(out, grid.origin_mm, spacing)
+    origin = np.asarray(grid.origin_mm) + spacing * first
+    # A voxel reaches sqrt(3)/2 spacings from its centre; only where the border may pass through is it divided.
+    reach = 0.9 * spacing
+    coarse = signed_distance(cones, origin, spacing, tuple((last - first)[::-1]), band=1.5 * spacing)
+    share = (coarse < 0).astype(np.float32)
+    mixed = np.abs(coarse) < reach
+    share[mixed] = _divided(cones, origin, spacing, mixed, supersample)
+    out[first[2]:last[2], first[1]:last[1], first[0]:last[0]] = share
+    return Volume(out, grid.origin_mm, spacing)
+
+
+def _divided(cones: Cones, origin: np.ndarray, spacing: float, mixed: np.ndarray, supersample: int) -> np.ndarray:
+    """Share inside the cones of each ``mixed`` voxel, in their order, from ``supersample ** 3`` cells each."""
+    cell = spacing / supersample
+    row = np.full(mixed.shape, -1, np.int32)
+    row[mixed] = np.arange(int(mixed.sum()), dtype=np.int32)
+    steps = (np.arange(supersample) - (supersample - 1) / 2) * cell
+    inner = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), -1).reshape(-1, 3)
+    distance = np.full((int(mixed.sum()), len(inner)), cell, np.float32)
+    cones = shortened(cones, 2 * spacing)
+    low, high = cone_boxes(cones, np.arange(len(cones)), origin, spacing, np.asarray(mixed.shape[::-1]), spacing)
+    for cone in range(len(cones)):
+        a, b = low[cone], high[cone]
+        if np.any(a >= b):
+            continue
+        rows = row[a[2]:b[2], a[1]:b[1], a[0]:b[0]]
+        place = np.argwhere(rows >= 0)
+        rows = rows[tuple(place.T)]
+        center = origin + spacing * (place[:, ::-1] + a)
+        # Of the box's voxels, those the cone can reach.
+        near = cone_distance(center, cones.start[cone], cones.end[cone], cones.start_radius[cone],
+                             cones.end_radius[cone]) < 2 * spacing
+        rows = rows[near]
+        found = cone_distance(center[near, None] + inner, cones.start[cone], cones.end[cone], cones.start_radius[cone],
+                              cones.end_radius[cone])
+        distance[rows] = np.minimum(distance[rows], found)
+    return np.clip(0.5 - distance / np.float32(cell), 0, 1).mean(1)
 
 
 def tree_attenuation(tree: VesselTree, grid: Volume, attenuation_per_mm: float, *,
@@ -92,14 +114,6 @@ def tree_labels(tree: VesselTree, grid: Volume, *, by_branch: bool = False) -> V
         labels[tree_occupancy(VesselTree((branch,)), grid).values >= 0.5] = position + 1
     _draw_centerlines(labels, grid, tree, list(range(1, len(tree.branches) + 1)), only_empty=True)
     return Volume(labels, grid.origin_mm, grid.spacing_mm)
-
-
-def _within(cones: Cones, z_low: float, z_high: float, band: float) -> Cones:
-    """Cones that can reach a slab of z."""
-    reach = np.maximum(cones.start_radius, cones.end_radius) + 2 * band
-    kept = ((np.minimum(cones.start[:, 2], cones.end[:, 2]) - reach <= z_high)
-            & (np.maximum(cones.start[:, 2], cones.end[:, 2]) + reach >= z_low))
-    return Cones(*(getattr(cones, name)[kept] for name in ("start", "end", "start_radius", "end_radius", "group")))
 
 
 def _draw_centerlines(labels: np.ndarray, grid: Volume, tree: VesselTree, values: list[int], *,

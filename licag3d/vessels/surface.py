@@ -12,6 +12,8 @@ from licag3d.structures import VesselTree
 from licag3d.vessels.distance import signed_distance, tree_cones
 from licag3d.vessels.volume import Volume, covering_grid
 
+_MAX_POINTS = 120e6  # 0.5 GB of float32, a few seconds of marching cubes
+
 
 @dataclass(frozen=True)
 class Surface:
@@ -71,8 +73,9 @@ def tree_surface(tree: VesselTree, *, spacing_mm: float = 0.3, blend_mm: float =
     if not np.isfinite(thinnest) or thinnest <= 0:
         raise InputError(f"a vessel radius is {thinnest} mm; every radius must be positive")
     step = min(spacing_mm, max(0.5 * thinnest, min(0.2, 0.8 * thinnest)))
-    step = max(step, 0.05)
     low, high = cones.bounds()
+    # No finer than this many grid points allow, as long as no vessel is lost.
+    step = max(step, 0.05, min(float(np.prod(high - low) / _MAX_POINTS) ** (1 / 3), spacing_mm, 0.8 * thinnest))
     margin = 2 * step + blend_mm
     origin, shape = covering_grid(low - margin, high + margin, step)
     band = max(2 * step, 1.5 * blend_mm)

@@ -50,16 +50,6 @@ def test_position_in_space():
     np.testing.assert_allclose(mean, tree.branches[0].points_lps_mm.mean(0), atol=0.02)
 
 
-def test_slabs_make_no_difference(monkeypatch):
-    from licag3d.vessels import rasterize
-
-    tree = coronary()
-    grid = tree_grid(tree, 0.8)
-    whole = tree_occupancy(tree, grid).values
-    monkeypatch.setattr(rasterize, "_SLAB_VOXELS", 200_000)
-    np.testing.assert_array_equal(tree_occupancy(tree, grid).values, whole)
-
-
 def test_grid_need_not_hold_the_tree():
     tree = tube(radius_mm=1.5)
     away = Volume(np.zeros((5, 5, 5)), (500, 500, 500), 0.5)

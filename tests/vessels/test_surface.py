@@ -9,7 +9,7 @@ from vessel_trees import coronary, tube
 
 from licag3d.errors import InputError
 from licag3d.structures import Branch, VesselTree
-from licag3d.vessels.distance import cone_distance
+from licag3d.vessels.distance import Cones, cone_distance, signed_distance
 from licag3d.vessels.surface import Surface, decimated, surface_parts, tree_surface, volume_surface
 from licag3d.vessels.volume import Volume, covering_grid
 
@@ -47,6 +47,23 @@ def test_cone_distance_against_brute_force_union_of_balls():
             centre, radius = start + s * (end - start), r0 + s[:, 0] * (r1 - r0)
             truth = (np.linalg.norm(points[:, None] - centre, axis=-1) - radius).min(1)
             np.testing.assert_allclose(cone_distance(points, start, end, r0, r1), truth, atol=5e-3)
+
+
+def test_grid_distance_is_the_cone_distance():
+    rng = np.random.default_rng(5)
+    for dim in (2, 3):
+        for k in range(12):
+            start, end = rng.normal(size=(2, dim)) * 2 + 50
+            radius = rng.uniform(0.2, 3, 2)
+            end = start if k == 0 else end  # a ball
+            radius[1] = radius[0] if k == 1 else radius[1]  # a cylinder
+            cones = Cones(start[None], end[None], radius[:1], radius[1:], np.zeros(1, int))
+            shape = (30,) * dim
+            field = signed_distance(cones, np.full(dim, 44.0), 0.4, shape, band=1.0)
+            points = 44 + 0.4 * np.stack(np.indices(shape), -1)[..., ::-1]
+            exact = cone_distance(points, start, end, *radius)
+            np.testing.assert_allclose(field[exact < 1], exact[exact < 1], atol=2e-3)
+            assert (field[exact > 1.5] >= 1 - 1e-6).all() and (field[exact >= 1] >= 1 - 2e-3).all()
 
 
 def test_ball_has_the_area_and_volume_of_a_sphere_where_it_should_be():
