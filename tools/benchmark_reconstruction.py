@@ -224,29 +224,40 @@ def by_command(flags: list[str], timeout_s: float) -> Callable:
     return reconstruct
 
 
-def _run(command: list[str], timeout_s: float) -> float:
-    """Run to the end or to the time limit; peak resident memory in MB. Raises RuntimeError with the last line of
-    stderr.
+def _run(command: list[str], timeout_s: float) -> float | None:
+    """Run to the end or to the time limit; peak resident memory in MB (None where the system does not tell).
+
+    Raises:
+        RuntimeError: time limit, or an exit status other than 0 with the last line of stderr.
     """
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors)
-        deadline = time.monotonic() + timeout_s
-        while True:
-            finished, status, usage = os.wait4(process.pid, os.WNOHANG)
-            if finished:
-                process.returncode = os.waitstatus_to_exitcode(status)
-                break
-            if time.monotonic() > deadline:
+        deadline, peak_mb = time.monotonic() + timeout_s, None
+        try:
+            while process.poll() is None:
+                peak_mb = _peak_mb(process.pid) or peak_mb
+                if time.monotonic() > deadline:
+                    raise RuntimeError(f"no result after {timeout_s:g} s")
+                time.sleep(0.02)
+        finally:
+            if process.poll() is None:
                 process.kill()
                 process.wait()
-                raise RuntimeError(f"no result after {timeout_s:g} s")
-            time.sleep(0.05)
         if process.returncode != 0:
             errors.seek(0)
             lines = errors.read()[-4000:].decode("utf-8", "replace").strip().splitlines()
             raise RuntimeError(f"exit status {process.returncode}: {lines[-1] if lines else 'no message'}")
-    scale = 1 if sys.platform != "darwin" else 1024
-    return usage.ru_maxrss / 1024 / scale
+    return peak_mb
+
+
+def _peak_mb(pid: int) -> float | None:
+    """High-water mark of resident memory so far. The figure of wait4 will not do: it begins with that of the parent."""
+    try:
+        text = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return None
+    lines = [line for line in text.splitlines() if line.startswith("VmHWM:")]
+    return int(lines[0].split()[1]) / 1024 if lines else None
 
 
 def by_callable(name: str) -> Callable:

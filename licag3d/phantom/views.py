@@ -19,7 +19,7 @@ WORKING_VIEWS: dict[str, tuple[tuple[float, float], ...]] = {
     "lca": ((45, -30), (-10, -30), (-30, -30), (50, 0), (-8, 38), (35, 28), (-40, 25), (5, 35), (-25, -10)),
 }
 #: Reachable angles of a C-arm over a patient, degrees.
-PRIMARY_LIMIT_DEG, SECONDARY_LIMIT_DEG = 70.0, 42.0
+PRIMARY_LIMIT_DEG, SECONDARY_LIMIT_DEG = 70.0, 45.0
 #: Share of the image kept free of vessels at each side.
 MARGIN = 0.05
 
