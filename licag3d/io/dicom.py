@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from licag3d.errors import InputError
+from licag3d.io.codestream import codestream
 from licag3d.io.dicom_tags import camera_of_frame, image_flip, item_of_frame, shutter_mask
 from licag3d.io.files import (
     MAX_DICOM_BYTES,
@@ -22,6 +23,7 @@ from licag3d.io.files import (
     check_frame,
     check_size,
     hostile,
+    quiet_libraries,
 )
 from licag3d.io.images import check_values, to_grey
 
@@ -170,12 +172,10 @@ def _has_pixels(path: Path, ds: Any) -> bool:
 
 
 def _check_decodable(label: str, syntax: Any) -> None:
-    from pydicom.pixels import get_decoder
-
     help_text = _PACKAGES.get(str(syntax))
     name = syntax.name if syntax.name != str(syntax) else "unknown"
     try:
-        available = get_decoder(syntax).is_available
+        available = _decoder(syntax).is_available
     except NotImplementedError:
         raise InputError(f"{label}: pixel data in transfer syntax {syntax} ({name}) cannot be decoded"
                          + (f": install {help_text}" if help_text else
@@ -215,18 +215,16 @@ def _rescale(ds: Any) -> tuple[float, float] | None:
 def _decode(path: Path, header: Any, label: str, numbers: Sequence[int]) -> Iterator[Frame]:
     for number in numbers:
         # One guard per frame: a generator must not hold the guard while its consumer runs.
-        with hostile(label, f"decoding frame {number}"):
+        with hostile(label, f"decoding frame {number}"), quiet_libraries():
             frame = _decode_one(path, header, label, number)
         yield frame
 
 
 def _decode_one(path: Path, header: Any, label: str, number: int) -> Frame:
-    from pydicom.pixels import get_decoder
     from pydicom.pixels.utils import as_pixel_options
 
-    _quiet_gdcm()
     syntax = header.file_meta.TransferSyntaxUID
-    decoder = get_decoder(syntax)
+    decoder = _decoder(syntax)
     if "PixelData" in header:  # inflated: the pixels are in memory already
         array, _ = decoder.as_array(header, index=number, raw=False, **as_pixel_options(header))
         return _finish(array, header, label)
@@ -237,7 +235,8 @@ def _decode_one(path: Path, header: Any, label: str, number: int) -> Frame:
             _check_codestream(label, raw, number, header, syntax)
         raw.seek(offset)
         try:
-            array, _ = decoder.as_array(raw, index=number, raw=False, **_options(header, vr))
+            array, _ = decoder.as_array(raw, index=number, raw=False,
+                                        decoding_plugin=_plugin(syntax, header), **_options(header, vr))
         except (RuntimeError, NotImplementedError) as error:
             if "JPEG Extended" in str(error):
                 raise InputError(f"{label}: 12-bit JPEG Extended cannot be decoded here: install "
@@ -298,50 +297,38 @@ def _check_codestream(label: str, raw: BoundedFile, number: int, header: Any, sy
                          f"bytes of the picture: the file is damaged")
     if str(syntax) == "1.2.840.10008.1.2.5":
         return
-    size = codestream_size(data)
+    stream = codestream(data)
     if "JPEG-LS" in syntax.name and not data.rstrip(b"\0").endswith(b"\xff\xd9"):
-        size = None  # without its end marker CharLS searches for seconds before it gives up
-    if size is None:
+        stream = None  # without its end marker CharLS searches for seconds before it gives up
+    if stream is None:
         raise InputError(f"{label}: frame {number} is not a {syntax.name} picture: the file is truncated or damaged")
-    if size != (rows, cols):
-        raise InputError(f"{label}: the compressed frame {number} is {size[0]} x {size[1]} pixels but the DICOM header "
-                         f"says {rows} x {cols}: the file is damaged")
+    if (stream.rows, stream.cols) != (rows, cols):
+        raise InputError(f"{label}: the compressed frame {number} is {stream.rows} x {stream.cols} pixels but the "
+                         f"DICOM header says {rows} x {cols}: the file is damaged")
+    allocated, samples = int(header.BitsAllocated), int(header.get("SamplesPerPixel") or 1)
+    if stream.samples != samples or not (1 if allocated == 8 else allocated // 2) <= stream.bits <= allocated:
+        raise InputError(f"{label}: the compressed frame {number} has {stream.samples} x {stream.bits} bits per pixel "
+                         f"but the DICOM header says {samples} x {allocated}: the file is damaged")
 
 
-def codestream_size(data: bytes) -> tuple[int, int] | None:
-    """(rows, cols) written inside a JPEG, JPEG Lossless, JPEG-LS or JPEG 2000 code stream, None when there is none."""
-    if data[:4] == b"\xff\x4f\xff\x51" or data[4:8] == b"jP  ":
-        at = data.find(b"\xff\x4f\xff\x51")
-        if at < 0 or len(data) < at + 40:
-            return None
-        x1, y1, x0, y0 = (int.from_bytes(data[at + k:at + k + 4], "big") for k in (8, 12, 16, 20))
-        return y1 - y0, x1 - x0
-    if data[:2] != b"\xff\xd8":
-        return None
-    at = 2
-    while at + 9 < len(data):
-        if data[at] != 0xFF:
-            return None
-        marker = data[at + 1]
-        if marker == 0xFF:
-            at += 1
-            continue
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) or marker == 0xF7:
-            return int.from_bytes(data[at + 5:at + 7], "big"), int.from_bytes(data[at + 7:at + 9], "big")
-        if marker in (0xD9, 0xDA):
-            return None
-        at += 2 + int.from_bytes(data[at + 2:at + 4], "big")
-    return None
+def _plugin(syntax: Any, header: Any) -> str:
+    """The decoder for a syntax: the sturdiest that can do it, GDCM only for what nothing else decodes.
+
+    GDCM aborts the whole process on some damaged baseline pictures; libjpeg-turbo, OpenJPEG and CharLS report an error.
+    """
+    available = _decoder(syntax).available_plugins
+    wished = {"JPEG Baseline": "pillow", "JPEG 2000": "pillow", "JPEG-LS": "pyjpegls"}
+    signed = int(header.get("PixelRepresentation") or 0) or int(header.get("SamplesPerPixel") or 1) > 1
+    for name, plugin in wished.items():
+        if name in syntax.name and plugin in available and not (plugin == "pillow" and signed):
+            return plugin
+    return ""
 
 
-def _quiet_gdcm() -> None:
-    """GDCM prints its own warnings to stderr; a command prints one line of its own instead."""
-    try:
-        import gdcm
-    except ImportError:
-        return
-    for name in ("WarningOff", "ErrorOff", "DebugOff"):
-        getattr(gdcm.Trace, name)()
+def _decoder(syntax: Any) -> Any:
+    from pydicom.pixels import get_decoder
+
+    return get_decoder(syntax)
 
 
 def _finish(array: np.ndarray, header: Any, label: str) -> Frame:

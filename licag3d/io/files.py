@@ -231,6 +231,24 @@ def hostile(label: str, doing: str) -> Iterator[None]:
                              f"again") from None
 
 
+@contextlib.contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """C libraries (libtiff, GDCM) print their own complaints to file descriptor 2; a command prints one line of its
+    own."""
+    try:
+        saved = os.dup(2)
+    except OSError:  # no stderr at all
+        yield
+        return
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+
+
 class BoundedFile(io.FileIO):
     """A file whose ``read(n)`` never reserves more than what is left: a forged length of 4 GB costs nothing."""
 

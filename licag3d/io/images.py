@@ -9,11 +9,22 @@ from pathlib import Path
 import numpy as np
 
 from licag3d.errors import InputError
-from licag3d.io.files import MAX_FRAMES, MAX_IMAGE_BYTES, Frame, Source, check_file, check_frame, check_size, hostile
+from licag3d.io.files import (
+    MAX_FRAMES,
+    MAX_IMAGE_BYTES,
+    Frame,
+    Source,
+    check_file,
+    check_frame,
+    check_size,
+    hostile,
+    quiet_libraries,
+)
 
 # Channels of a grey picture that went through JPEG differ by a few grey values; a photograph differs by dozens.
 CHROMA_LIMIT = 20
 COLOURED_FRACTION = 0.02
+MAX_VALUE = 1e10
 
 _EIGHT_BIT = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 
@@ -79,7 +90,7 @@ def _decode(path: Path, kind: str, number: int, rows: int, cols: int) -> Frame:
     from PIL import Image
 
     label = path.name
-    with hostile(label, f"decoding the {kind} image"):
+    with hostile(label, f"decoding the {kind} image"), quiet_libraries():
         with Image.open(path, formats=[kind]) as image:
             if number:
                 image.seek(number)
@@ -137,11 +148,14 @@ def to_grey(array: np.ndarray, label: str, *, inverted: bool = False) -> Frame:
 
 
 def check_values(values: np.ndarray, label: str) -> None:
-    """Raises InputError on NaN, infinite or constant pixels."""
+    """Raises InputError on NaN, infinite, absurdly large or constant pixels."""
     finite = np.isfinite(values)
     if not finite.all():
         count = int(values.size - finite.sum())
         raise InputError(f"{label}: {count} of {values.size} pixels are NaN or infinite: replace them first")
+    if max(abs(float(values.max())), abs(float(values.min()))) > MAX_VALUE:
+        raise InputError(f"{label}: pixels reach from {float(values.min()):.3g} to {float(values.max()):.3g}, which "
+                         f"are no grey values: scale them, for example to 0..1")
     if float(values.max()) <= float(values.min()):
         raise InputError(f"{label}: every pixel has the value {float(values.flat[0]):g}: the image is blank")
 
