@@ -191,7 +191,7 @@ def _stages(stages: Sequence[StageRecord]) -> str:
         return ""
     rows = []
     for stage in stages:
-        losses = "".join(f"<div>{escape(str(name))} {_metric(values[0])} {_ARROW} {_metric(values[-1])}"
+        losses = "".join(f'<div class="loss"><span>{escape(str(name))}</span><span>{_span(values)}</span>'
                          f"{_spark(values)}</div>" for name, values in stage.losses.items() if len(values))
         shots = "".join(f'<figure><img src="{pictures.data_url(pictures.thumbnail(picture), jpeg=True)}" alt="">'
                         f"<figcaption>{escape(str(name))}</figcaption></figure>"
@@ -201,9 +201,15 @@ def _stages(stages: Sequence[StageRecord]) -> str:
                     f'<td>{losses or _DASH}</td><td class="left"><div class="shots">{shots}</div></td></tr>')
     return ('<section aria-labelledby="h-stages"><h2 id="h-stages">Stages</h2>'
             '<div class="scroll"><table class="stages"><thead><tr>'
-            '<th scope="col">Stage</th><th scope="col">Seconds</th><th scope="col">Loss</th>'
+            '<th scope="col">Stage</th><th scope="col">Seconds</th>'
+            '<th scope="col" class="left">Loss, first and last</th>'
             '<th scope="col" class="left">Pictures</th></tr></thead>'
             f'<tbody>{"".join(rows)}</tbody></table></div></section>')
+
+
+def _span(values: Sequence[float]) -> str:
+    first, last = _metric(values[0]), _metric(values[-1])
+    return last if len(values) == 1 else f"{first} {_ARROW} {last}"
 
 
 def _spark(values: Sequence[float]) -> str:

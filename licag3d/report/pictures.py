@@ -135,7 +135,7 @@ def evidence_rgba(probability: np.ndarray) -> np.ndarray:
 
 
 def three_sides(surface: Surface, *, size_px: int = 340) -> list[tuple[str, np.ndarray]]:
-    """Shaded pictures from the front, the left side and the feet (as axial slices are shown), for where no 3D can be shown.
+    """Shaded pictures from the front, the left side and the feet (like axial slices), for where 3D cannot be shown.
 
     Returns:
         ``(name, (size, size, 3) uint8)`` per side.
@@ -171,7 +171,7 @@ def _splat(corners, normal, right, up, extent: float, size: int) -> np.ndarray:
     return (background * (1 - covered) + front * light[..., None] * covered).clip(0, 255).astype(np.uint8)
 
 
-def thumbnail(picture: np.ndarray, *, largest_px: int = 220) -> np.ndarray:
+def thumbnail(picture: np.ndarray, *, largest_px: int = 400) -> np.ndarray:
     """A small uint8 RGB picture of any 2D or RGB array; a float array is stretched to its 0.5..99.5 percentiles."""
     from PIL import Image
 

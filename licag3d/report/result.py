@@ -146,9 +146,9 @@ def write_result(out_dir: str | os.PathLike, result: Reconstruction) -> dict[str
             picture = overlay_picture(view.image, outline, view_caption(k, view, camera))
             write_bytes(stage / f"view_{k}.png", png_bytes(picture))
         summary = result_dict(result, surface, parts)
+        write_text(stage / "result.json", json.dumps(summary, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
         files = {path.name: path.stat().st_size for path in stage.iterdir()}
         write_text(stage / "report.html", report_html(result, surface, parts, outlines, summary, files))
-        write_text(stage / "result.json", json.dumps(summary, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
         names = sorted(path.name for path in stage.iterdir())
     return {name: Path(os.path.abspath(os.path.expanduser(os.fspath(out_dir)))) / name for name in names}
 

@@ -178,5 +178,5 @@ def test_pictures():
     for array in (np.random.default_rng(0).random((500, 300)), np.ones((10, 10), bool), np.full((9, 9), np.nan),
                   np.zeros((20, 30, 3), np.uint8), np.zeros((5, 40, 50), np.float32)):
         small = thumbnail(array)
-        assert small.dtype == np.uint8 and small.shape[2] == 3 and max(small.shape) <= 220
+        assert small.dtype == np.uint8 and small.shape[2] == 3 and max(small.shape) <= 400
         assert data_url(small).startswith("data:image/png;base64,")
