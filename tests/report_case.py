@@ -42,7 +42,7 @@ def reconstruction(file=HOSTILE, size=256) -> Reconstruction:
         path = absorption(cam, tree)
         image = np.clip(0.72 * np.exp(-0.25 * path) + 0.02 * rng.normal(size=path.shape), 0, 1).astype(np.float32)
         valid = np.ones(path.shape, bool)
-        views.append(View(image, cam.with_offset((0, 0, 0)), valid, file=file if k == 0 else "second view.dcm",
+        views.append(View(image, cam.with_offset((0, 0, 0)), valid, file=file if k == 0 else "second view\udcff.dcm",
                           frame=None if k == 0 else 8, notes=("Pixel spacing derived from the field of view.",)))
         probability = np.clip(path, 0, 1).astype(np.float32)
         line_integral = path.astype(np.float32)

@@ -67,8 +67,8 @@ def write_bytes(path: str | os.PathLike, content: bytes) -> None:
 
 
 def write_text(path: str | os.PathLike, content: str) -> None:
-    """Write UTF-8 text atomically."""
-    write_bytes(path, content.encode("utf-8"))
+    """Write UTF-8 text atomically; what has no UTF-8 form (undecodable bytes of a file name) becomes ``?``."""
+    write_bytes(path, content.encode("utf-8", "replace"))
 
 
 @contextmanager

@@ -13,6 +13,8 @@ from licag3d.io.atomic import check_output_folder, staged_folder, write_bytes, w
 def test_write_replaces_whole_files_and_leaves_no_rubbish(tmp_path):
     write_text(tmp_path / "a.txt", "größe")
     assert (tmp_path / "a.txt").read_bytes() == "größe".encode()
+    write_text(tmp_path / "a.txt", "name\udcff")  # as the file system hands over undecodable names
+    assert (tmp_path / "a.txt").read_bytes() == b"name?"
     write_bytes(tmp_path / "a.txt", b"2")
     assert (tmp_path / "a.txt").read_bytes() == b"2" and os.listdir(tmp_path) == ["a.txt"]
     mask = os.umask(0)
