@@ -83,7 +83,7 @@ def refine_field(tree: VesselTree, cameras: Sequence[Camera], evidence: Sequence
                             ("offset_mm", moves.detach().norm(dim=1).max())):
             losses[name].append(float(value.detach()))
         if progress:
-            progress((iteration + 1) / settings.iterations, f"data loss {float(data):.4f}")
+            progress((iteration + 1) / settings.iterations, f"data loss {losses['data'][-1]:.4f}")
     field = torch.zeros_like(tubes).index_put(index, values.detach())
     shift = moves.detach().cpu().numpy()
     moved = tuple(camera.with_offset(np.asarray(camera.offset_lps_mm) + shift[k]) for k, camera in enumerate(cameras))

@@ -70,17 +70,21 @@ def main(argv: list[str]) -> int:
     if given.prior == "embedded":
         assumptions.append("No learned prior is embedded in this version: the tree comes from centreline matching alone (--prior none).")
     from licag3d.inversion.pipeline import reconstruct
+    from licag3d.inversion.state import StageStore
     from licag3d.report.result import write_result
 
+    finished = StageStore(folder, "", resume=True)
     with _display(given.quiet) as tell:
-        result = reconstruct(views, settings, warnings=warnings, assumptions=assumptions, progress=tell, resume_folder=folder,
-                             resume=given.resume, command="python -m licag3d.invert " + _shown(argv))
+        try:
+                result = reconstruct(views, settings, warnings=warnings, assumptions=assumptions, progress=tell, resume_folder=folder,
+                                 resume=given.resume, command="python -m licag3d.invert " + _shown(argv))
+        except InputError:
+            finished.clear()  # the same input would fail again: there is nothing to resume
+            raise
         tell("files", 0.0, "writing")
         written = write_result(folder, result)
         tell("files", 1.0, f"{len(written)} files")
-    from licag3d.inversion.state import StageStore
-
-    StageStore(folder, "", resume=True).clear()
+    finished.clear()
     _summary(result, written)
     return 0
 
