@@ -6,8 +6,8 @@ Importing this package imports torch: command lines import it inside the functio
 
 from __future__ import annotations
 
-# Eager on purpose: a module and its function share a name, and the import here makes the name mean the function for good.
-# A new operator adds its line here.
+# Eager on purpose: a module and its function share a name, and the import here makes the name mean the function for
+# good. A new operator adds its line here.
 from licag3d.ops.match import match_cost
 from licag3d.ops.project_tubes import project_tubes
 from licag3d.ops.project_volume import backproject, project_volume
@@ -15,4 +15,12 @@ from licag3d.ops.query_triplane import query_triplane
 from licag3d.ops.render_triplane import render_triplane
 from licag3d.ops.triplane_decoder import TriplaneDecoder
 
-__all__ = ["TriplaneDecoder", "backproject", "match_cost", "project_tubes", "project_volume", "query_triplane", "render_triplane"]
+__all__ = [
+    "TriplaneDecoder",
+    "backproject",
+    "match_cost",
+    "project_tubes",
+    "project_volume",
+    "query_triplane",
+    "render_triplane",
+]

@@ -41,8 +41,8 @@ def cpu_library() -> ctypes.CDLL | None:
     """The native CPU library, or None with one loud warning: operators then run their slow torch twins."""
     library, reason = load("licag3d")
     if library is None:
-        warnings.warn(f"licag3d runs WITHOUT its native core ({reason}); every operator falls back to plain torch and is "
-                      f"10 to 100 times slower: {REMEDY}", RuntimeWarning, stacklevel=3)
+        warnings.warn(f"licag3d runs WITHOUT its native core ({reason}); every operator falls back to plain torch and "
+                      f"is 10 to 100 times slower: {REMEDY}", RuntimeWarning, stacklevel=3)
         return None
     wanted = os.environ.get("LICAG3D_ISA", "")
     if wanted and library.licag3d_isa().decode() != wanted:
@@ -157,6 +157,6 @@ def set_isa(name: str | None) -> str:
     if library is None:
         raise RuntimeError(f"no native library: {REMEDY}")
     if library.licag3d_set_isa((name or "").encode()):
-        raise ValueError(f"instruction set {name!r} is not available here; choose plain, avx2 or avx512 as the processor "
-                         "allows")
+        raise ValueError(f"instruction set {name!r} is not available here; choose plain, avx2 or avx512 as the "
+                         "processor allows")
     return library.licag3d_isa().decode()

@@ -53,7 +53,8 @@ def project_tubes(centerline_mm: torch.Tensor, radius_mm: torch.Tensor, segments
         4.0
     """
     origin, direction = _check_rays(cameras)
-    for name, tensor, dims in (("centerline_mm", centerline_mm, 2), ("radius_mm", radius_mm, 1), ("segments", segments, 2)):
+    for name, tensor, dims in (("centerline_mm", centerline_mm, 2), ("radius_mm", radius_mm, 1),
+                               ("segments", segments, 2)):
         if not isinstance(tensor, torch.Tensor):
             raise TypeError(f"{name} is a {type(tensor).__name__}; give a torch tensor")
         if tensor.dim() != dims:
@@ -61,13 +62,13 @@ def project_tubes(centerline_mm: torch.Tensor, radius_mm: torch.Tensor, segments
         if tensor.device != direction.device:
             raise ValueError(f"{name} is on {tensor.device} and the rays on {direction.device}; move one of them")
     if centerline_mm.dtype not in (torch.float32, torch.float64) or radius_mm.dtype != centerline_mm.dtype:
-        raise TypeError(f"centerline_mm is {centerline_mm.dtype} and radius_mm {radius_mm.dtype}; give both as float32 or "
-                        "both as float64")
+        raise TypeError(f"centerline_mm is {centerline_mm.dtype} and radius_mm {radius_mm.dtype}; give both as float32 "
+                        "or both as float64")
     if segments.dtype != torch.int64:
         raise TypeError(f"segments is {segments.dtype}; give int64 indices")
     if centerline_mm.shape[1] != 3 or radius_mm.shape[0] != centerline_mm.shape[0] or segments.shape[1] != 2:
-        raise ValueError(f"shapes centerline_mm {tuple(centerline_mm.shape)}, radius_mm {tuple(radius_mm.shape)}, segments "
-                         f"{tuple(segments.shape)}; expected (N, 3), (N,), (M, 2)")
+        raise ValueError(f"shapes centerline_mm {tuple(centerline_mm.shape)}, radius_mm {tuple(radius_mm.shape)}, "
+                         f"segments {tuple(segments.shape)}; expected (N, 3), (N,), (M, 2)")
     if torch.is_grad_enabled() and any(x.requires_grad for x in (centerline_mm, radius_mm, origin, direction)):
         raise RuntimeError("project_tubes has no gradient; detach its arguments, or reconstruct with project_volume")
     return torch.ops.licag3d.project_tubes(centerline_mm, radius_mm, segments, origin, direction)
@@ -80,7 +81,8 @@ def _project_tubes(centerline_mm: torch.Tensor, radius_mm: torch.Tensor, segment
     if segments.numel():
         low, high = int(segments.min()), int(segments.max())
         if low < 0 or high >= centerline_mm.shape[0]:
-            raise ValueError(f"segments hold indices {low}..{high}; centerline_mm has points 0..{centerline_mm.shape[0] - 1}")
+            raise ValueError(f"segments hold indices {low}..{high}; centerline_mm has points "
+                             f"0..{centerline_mm.shape[0] - 1}")
     if not bool(torch.isfinite(centerline_mm).all()):
         raise ValueError("centerline_mm holds NaN or infinity; remove those points")
     if not bool(((radius_mm >= 0) & torch.isfinite(radius_mm)).all()):

@@ -109,8 +109,8 @@ def _spec(voxel_size_mm, origin_mm, step_mm) -> tuple[list[float], list[float], 
         raise ValueError(f"origin_mm is {origin_mm}; give the centre of voxel (0, 0, 0) as (x, y, z) in mm")
     step = 0.0 if step_mm is None else float(step_mm)
     if step_mm is not None and not 1e-3 * min(size) <= step < float("inf"):
-        raise ValueError(f"step_mm is {step_mm}; give a length in mm of at least 1/1000 of a voxel, or None for the planes "
-                         "rule")
+        raise ValueError(f"step_mm is {step_mm}; give a length in mm of at least 1/1000 of a voxel, or None for the "
+                         "planes rule")
     return size, start, step
 
 
@@ -131,8 +131,8 @@ def _check_float32(name: str, tensor: torch.Tensor, direction: torch.Tensor) -> 
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"{name} is a {type(tensor).__name__}; give a torch tensor")
     if tensor.dtype != torch.float32:
-        raise TypeError(f"{name} is {tensor.dtype}; the native operator computes in float32 (for float64 call the twin in "
-                        "licag3d.ops.reference)")
+        raise TypeError(f"{name} is {tensor.dtype}; the native operator computes in float32 (for float64 call the twin "
+                        "in licag3d.ops.reference)")
     if tensor.device != direction.device:
         raise ValueError(f"{name} is on {tensor.device} and the rays on {direction.device}; move one of them")
 
@@ -180,7 +180,8 @@ def _project(volume: torch.Tensor, origin: torch.Tensor, direction: torch.Tensor
         return reference.project_rays(volume, origin, direction, voxel_size_mm, origin_mm, step_mm)
     out = volume.new_empty((volume.shape[0], *direction.shape[:-1]))
     rays, alive = native.pack_rays(origin, direction)
-    native.call("project_volume", volume.device, _grid(volume.shape, voxel_size_mm, origin_mm, step_mm), rays, volume, out)
+    grid = _grid(volume.shape, voxel_size_mm, origin_mm, step_mm)
+    native.call("project_volume", volume.device, grid, rays, volume, out)
     del alive
     return out
 
@@ -233,7 +234,7 @@ def _(volume, origin, direction, weights, voxel_size_mm, origin_mm, step_mm):
 def _keep_project(ctx, inputs, output):
     volume, origin, direction, *ctx.spec = inputs
     ctx.size = list(volume.shape[1:])
-    # The volume is needed for the gradient by the rays alone; not keeping it halves the memory of a plain reconstruction.
+    # Only the gradient by the rays needs the volume; not keeping it halves the memory of a plain reconstruction.
     ctx.save_for_backward(volume if any(ctx.needs_input_grad[1:3]) else None, origin, direction)
 
 

@@ -123,7 +123,8 @@ def test_more_pieces_than_the_kernel_has_room_for() -> None:
     count = 150
     points = torch.zeros(count, 3, dtype=torch.float64)
     points[:, 0] = torch.arange(count) * 3.0 + torch.arange(count) % 2 * -1.0
-    segments = torch.arange(count)[:, None].expand(-1, 2)[torch.randperm(count, generator=torch.Generator().manual_seed(0))]
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+    segments = torch.stack([order, order], 1)
     rays = single_ray((-100, 0, 0), (900, 0, 0))
     got = project_tubes(points, torch.full((count,), 1.1, dtype=torch.float64), segments, rays)
     # Pairs are 2 apart with radius 1.1: 4.2 each.

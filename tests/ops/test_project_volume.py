@@ -9,10 +9,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ray_cases import random_rays, single_ray, views
 
 from licag3d.geometry import Rays
 from licag3d.ops import backproject, native, project_volume, reference
-from ray_cases import random_rays, single_ray, views
 
 GRID = {"voxel_size_mm": (2.0, 2.5, 1.5), "origin_mm": (-20.0, -18.0, -9.0)}
 SHAPE = (13, 17, 22)
@@ -97,8 +97,8 @@ def test_transpose_is_differentiable(step_mm) -> None:
                                 (y, origin, direction))
     y64 = y.detach().double().requires_grad_()
     # <w, A' y> = <A w, y>, through the twin projection
-    expected = torch.autograd.grad((reference.project_volume(weights.double(), rays, **GRID, step_mm=step_mm) * y64).sum(),
-                                   (y64, origin, direction))
+    image = reference.project_volume(weights.double(), rays, **GRID, step_mm=step_mm)
+    expected = torch.autograd.grad((image * y64).sum(), (y64, origin, direction))
     for got, wanted in zip(grads, expected, strict=True):
         assert_gradient(got, wanted)
 
@@ -122,7 +122,7 @@ def test_camera_parameters_receive_gradients() -> None:
     z, y, x = torch.meshgrid(*(torch.linspace(-1, 1, n) for n in (24, 26, 22)), indexing="ij")
     blob = torch.exp(-6 * (x**2 + 1.3 * (y - 0.1) ** 2 + (z + 0.1) ** 2 + 0.5 * x * z))
     grid = {"voxel_size_mm": 2.0, "origin_mm": (-21.0, -25.0, -23.0)}
-    weights = torch.rand((2, cameras.rows, cameras.cols), generator=torch.Generator().manual_seed(8), dtype=torch.float64)
+    weights = torch.rand((2, cameras.rows, cameras.cols), generator=torch.Generator().manual_seed(8)).double()
 
     def loss(project, volume, values):
         return (project(volume, cameras.replace(**dict(zip(names, values, strict=True))), **grid) * weights).sum()
@@ -281,7 +281,8 @@ def test_long_rows_along_x_take_the_turned_volume() -> None:
     volume = random_volume((9, 21, 12))
     grid = {"voxel_size_mm": 1.5, "origin_mm": (-8.0, -15.0, -6.0)}
     got = project_volume(volume, cameras, **grid)
-    few = torch.stack([project_volume(volume, Rays(*(x[:, row] for x in cameras.rays())), **grid)[0] for row in range(70)])
+    rows = [Rays(*(x[:, row] for x in cameras.rays())) for row in range(70)]
+    few = torch.stack([project_volume(volume, row, **grid)[0] for row in rows])
     assert relative(got[0], few) < 1e-6
 
 
@@ -307,7 +308,8 @@ def test_compiles_without_a_graph_break() -> None:
         return (image * image).sum() + backproject(image, cameras, shape=SHAPE, **GRID).sum()
 
     expected = torch.autograd.grad(loss(volume, offset), (volume, offset))
-    got = torch.autograd.grad(torch.compile(loss, fullgraph=True, backend="aot_eager")(volume, offset), (volume, offset))
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    got = torch.autograd.grad(compiled(volume, offset), (volume, offset))
     for value, wanted in zip(got, expected, strict=True):
         torch.testing.assert_close(value, wanted, rtol=1e-4, atol=1e-4)
 

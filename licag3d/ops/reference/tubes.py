@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Plain-torch twin of ``project_tubes``: every ray against every segment, by another method than the native code.
 
-The native kernel intersects end balls and tangent cone in closed form. Here a round cone is what it is by definition, a
-union of balls, and its interval is found by minimising over the position along the segment in closed form: the distance
-of the ray's points to the segment's surface is convex, so both ends of the interval follow from the sphere whose entry is
-earliest and the one whose exit is latest. Two derivations that agree check each other.
+The native kernel intersects end balls and tangent cone. Here a round cone is what it is by definition, a union of balls
+along the segment: the interval begins at the earliest entry into any of the balls and ends at the latest exit, both found
+in closed form over the position along the segment. Two derivations that agree check each other.
 """
 
 from __future__ import annotations
