@@ -76,7 +76,7 @@ def main(argv: list[str]) -> int:
     finished = StageStore(folder, "", resume=True)
     with _display(given.quiet) as tell:
         try:
-                result = reconstruct(views, settings, warnings=warnings, assumptions=assumptions, progress=tell, resume_folder=folder,
+            result = reconstruct(views, settings, warnings=warnings, assumptions=assumptions, progress=tell, resume_folder=folder,
                                  resume=given.resume, command="python -m licag3d.invert " + _shown(argv))
         except InputError:
             finished.clear()  # the same input would fail again: there is nothing to resume
