@@ -80,8 +80,8 @@ LICAG3D_HD double step_mm(const ClippedRay &ray, int samples) {
 }
 
 // Gradients of grad_value * value with respect to the ray, from sums over its samples:
-//   field_sum  sum of field_i;   slope[a]  sum of grad_value * step_mm * d field_i / d u_a, texel units;   moment[a]  the
-//   same weighted with (i + 0.5) / n, which carries how the sample moves along the ray with entry and leave.
+//   field_sum  sum of field_i;   slope[a]  sum of grad_value * step_mm * d field_i / d u_a, texel units;   moment[a]
+//   the same weighted with (i + 0.5) / n, which carries how the sample moves along the ray with entry and leave.
 LICAG3D_HD void ray_gradient(const TriplaneBox &box, const ClippedRay &ray, const double *direction, int samples,
                              double grad_value, double field_sum, const double *slope, const double *moment,
                              double *grad_origin, double *grad_direction) {

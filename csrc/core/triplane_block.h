@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// The backward pass of one CUDA block, cut at its barriers: every thread holds one sample, and the gradients of the decoder
-// weights are summed over the block by staging 16 hidden units at a time in shared memory, each output owned by one
-// thread. Plain functions of a thread number, so that a host test can run a block step by step (tests/test_triplane.cpp).
+// The backward pass of one CUDA block, cut at its barriers: every thread holds one sample, and the gradients of the
+// decoder weights are summed over the block by staging 16 hidden units at a time in shared memory, each output owned by
+// one thread. Plain functions of a thread number, so that a host test can run a block step by step
+// (tests/test_triplane.cpp).
 #pragma once
 
 #include "core/triplane.h"
@@ -85,7 +86,8 @@ LICAG3D_HD void block_reduce(const BlockShared<kChannels> &shared, int hidden, i
     for (int k = 0; k < 4; ++k) out[k] += sum[k];
   }
   // The last warp, idle above where there are few channels, takes the vectors.
-  float *bias_1 = gradient + static_cast<int64_t>(hidden) * kChannels, *weight_2 = bias_1 + hidden, *bias_2 = weight_2 + hidden;
+  float *bias_1 = gradient + static_cast<int64_t>(hidden) * kChannels, *weight_2 = bias_1 + hidden,
+        *bias_2 = weight_2 + hidden;
   const int k = thread - (kBlockThreads - 2 * kStage);
   if (k < 0) return;
   float sum = 0.0f;

@@ -86,7 +86,8 @@ LICAG3D_HD void gather_point(const PointField &field, const PointCell &cell, flo
                 w00 = (1.0f / 3.0f) - x * (1.0f / 3.0f) - w10;
     LICAG3D_UNROLL
     for (int c = 0; c < kChannels; c += 4) {
-      const Float4 t00 = load4(t + c), t01 = load4(t + c + right), t10 = load4(t + c + down), t11 = load4(t + c + down + right);
+      const Float4 t00 = load4(t + c), t01 = load4(t + c + right), t10 = load4(t + c + down),
+                   t11 = load4(t + c + down + right);
       LICAG3D_UNROLL
       for (int i = 0; i < 4; ++i)
         features[c + i] += w00 * t00.v[i] + w01 * t01.v[i] + (w10 * t10.v[i] + w11 * t11.v[i]);
@@ -118,8 +119,8 @@ LICAG3D_HD float decode_point(const PointField &field, const float *features) {
 // Adds unit j's share to the gradient of the features; dz is the gradient of decode_point. Returns the gradient of the
 // preactivation and sets weight_2_grad.
 template <int kChannels>
-LICAG3D_HD float decode_point_backward(const PointField &field, int j, const float *features, float dz, float *features_grad,
-                                       float &weight_2_grad) {
+LICAG3D_HD float decode_point_backward(const PointField &field, int j, const float *features, float dz,
+                                       float *features_grad, float &weight_2_grad) {
   float slope;
   const float h = softplus_slope_one(preactivation<kChannels>(field, j, features), slope);
   const float dh = dz * field.weight_2[j] * slope;
@@ -135,7 +136,8 @@ LICAG3D_HD float decode_point_backward(const PointField &field, int j, const flo
 
 // Adds the gradient of the features to the planes' gradient (3, R, R, channels) with add(float *, Float4).
 template <int kChannels, class Add>
-LICAG3D_HD void scatter_point(float *gradient, int resolution, const PointCell &cell, const float *features_grad, Add &&add) {
+LICAG3D_HD void scatter_point(float *gradient, int resolution, const PointCell &cell, const float *features_grad,
+                              Add &&add) {
   const int64_t right = step_right<kChannels>(resolution), down = step_down<kChannels>(resolution);
   LICAG3D_UNROLL
   for (int p = 0; p < 3; ++p) {
@@ -170,7 +172,8 @@ LICAG3D_HD void slope_point(const PointField &field, const PointCell &cell, cons
     float s00 = 0.0f, s01 = 0.0f, s10 = 0.0f, s11 = 0.0f;
     LICAG3D_UNROLL
     for (int c = 0; c < kChannels; c += 4) {
-      const Float4 t00 = load4(t + c), t01 = load4(t + c + right), t10 = load4(t + c + down), t11 = load4(t + c + down + right);
+      const Float4 t00 = load4(t + c), t01 = load4(t + c + right), t10 = load4(t + c + down),
+                   t11 = load4(t + c + down + right);
       LICAG3D_UNROLL
       for (int i = 0; i < 4; ++i) {
         const float g = features_grad[c + i];

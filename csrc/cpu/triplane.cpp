@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // Threads and entry points of the tri-plane operators on the CPU.
 //
-// The backward pass recomputes the forward one, chunk by chunk, in two phases. First every tile of 16 rays is decoded and
-// leaves the gradients of its samples' features in a record. Then the threads share out slices of the plane gradient, 16
-// channels of one plane each, and every slice adds the records in the order of the tiles. So no two threads write to
-// one place, no thread needs a gradient of its own, and neither threads nor chunks change a single bit of the result.
-// Memory: O(rays), two channel-padded copies of the planes, and the records of one chunk (kRecordBytes at most,
-// unless a single tile needs more).
+// The backward pass recomputes the forward one, chunk by chunk, in two phases. First every tile of 16 rays is decoded
+// and leaves the gradients of its samples' features in a record. Then the threads share out slices of the plane
+// gradient, 16 channels of one plane each, and every slice adds the records in the order of the tiles. So no two
+// threads write to one place, no thread needs a gradient of its own, and neither threads nor chunks change a single bit
+// of the result. Memory: O(rays), two channel-padded copies of the planes, and the records of one chunk (kRecordBytes
+// at most, unless a single tile needs more).
+#include "core/triplane.h"
+
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -18,7 +20,6 @@
 #include <vector>
 
 #include "core/rays.h"
-#include "core/triplane.h"
 #include "cpu/error.h"
 #include "cpu/threads.h"
 #include "cpu/triplane_tasks.h"
@@ -68,7 +69,8 @@ int32_t check(const licag3d_triplane &field) {
   return LICAG3D_OK;
 }
 
-// Scratch of every thread that may run a tile, handed out by an atomic ticket: a tile must not allocate, it cannot throw.
+// Scratch of every thread that may run a tile, handed out by an atomic ticket: a tile must not allocate, it cannot
+// throw.
 class ScratchPool {
  public:
   ScratchPool(int threads, int64_t floats)
@@ -93,8 +95,12 @@ class ScratchPool {
 class Field {
  public:
   Field(const licag3d_run &run, const licag3d_triplane &field)
-      : run_(run), field_(field), cp_((field.channels + 15) / 16 * 16), hp_((field.hidden + 15) / 16 * 16),
-        texels_(3 * texel_count() * cp_), weights_(2LL * cp_ * hp_ + 2 * hp_) {
+      : run_(run),
+        field_(field),
+        cp_((field.channels + 15) / 16 * 16),
+        hp_((field.hidden + 15) / 16 * 16),
+        texels_(3 * texel_count() * cp_),
+        weights_(2LL * cp_ * hp_ + 2 * hp_) {
     float *weight_1 = weights_.get(), *weight_1t = weight_1 + cp_ * hp_, *bias_1 = weight_1t + cp_ * hp_,
           *weight_2 = bias_1 + hp_;
     std::fill(weight_1, weight_2 + hp_, 0.0f);
@@ -104,8 +110,8 @@ class Field {
       bias_1[j] = field.bias_1[j];
       weight_2[j] = field.weight_2[j];
     }
-    item_ = {&field_, texels_.get(), weight_1, weight_1t, bias_1, weight_2, field.bias_2[0],
-             field.channels, cp_, field.hidden, hp_, field.resolution};
+    item_ = {&field_,         texels_.get(),  weight_1, weight_1t,    bias_1, weight_2,
+             field.bias_2[0], field.channels, cp_,      field.hidden, hp_,    field.resolution};
   }
 
   const TriplaneItem &select(int64_t batch) {
@@ -116,7 +122,8 @@ class Field {
     parallel_for(3 * blocks, 4, run_.threads, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t plane = i / blocks, first = i % blocks * grain;
-        const char *source = static_cast<const char *>(field_.planes) + (3 * batch + plane) * field_.channels * texels * bytes;
+        const char *source =
+            static_cast<const char *>(field_.planes) + (3 * batch + plane) * field_.channels * texels * bytes;
         repack(field_, source, cp_, texels_.get() + plane * texels * cp_, first, std::min(first + grain, texels));
       }
     });
@@ -173,12 +180,20 @@ class Accumulator {
  public:
   Accumulator(const licag3d_run &run, const licag3d_triplane &field, const licag3d_triplane_gradients &gradients,
               const TriplaneItem &item, int64_t tile_samples, int64_t tiles)
-      : run_(run), field_(field), gradients_(gradients), cp_(item.cp), hp_(item.hp), samples_(tile_samples),
+      : run_(run),
+        field_(field),
+        gradients_(gradients),
+        cp_(item.cp),
+        hp_(item.hp),
+        samples_(tile_samples),
         weights_size_(gradients.weight_1 ? cp_ * hp_ + 2LL * hp_ + 16 : 0),
-        sample_size_(gradients.planes ? 6 + cp_ : 0), tile_size_((samples_ * sample_size_ + weights_size_ + 15) / 16 * 16),
+        sample_size_(gradients.planes ? 6 + cp_ : 0),
+        tile_size_((samples_ * sample_size_ + weights_size_ + 15) / 16 * 16),
         tiles_(std::max<int64_t>(1, std::min({tiles, int64_t{16} * thread_count(run),
                                               kRecordBytes / std::max<int64_t>(tile_size_ * 4, 1)}))),
-        records_(tiles_ * tile_size_), slices_(gradients.planes ? 3 * texel_count() * cp_ : 0), sums_(weights_size_) {}
+        records_(tiles_ * tile_size_),
+        slices_(gradients.planes ? 3 * texel_count() * cp_ : 0),
+        sums_(weights_size_) {}
 
   int64_t chunk() const { return tiles_; }
 
@@ -294,9 +309,9 @@ int32_t licag3d_render_triplane(const licag3d_run *run, const licag3d_triplane *
   });
 }
 
-int32_t licag3d_render_triplane_backward(const licag3d_run *run, const licag3d_triplane *field, const licag3d_rays *rays,
-                                         int32_t rays_per_item, int32_t samples, const float *grad_values,
-                                         const licag3d_triplane_gradients *gradients) {
+int32_t licag3d_render_triplane_backward(const licag3d_run *run, const licag3d_triplane *field,
+                                         const licag3d_rays *rays, int32_t rays_per_item, int32_t samples,
+                                         const float *grad_values, const licag3d_triplane_gradients *gradients) {
   if (check(*field) != LICAG3D_OK || samples < 1) return fail(LICAG3D_BAD_ARGUMENT, "tri-plane sizes are out of range");
   return guarded([&]() -> int32_t {
     Field planes(*run, *field);
@@ -364,8 +379,8 @@ int32_t licag3d_query_triplane_backward(const licag3d_run *run, const licag3d_tr
       for (int64_t begin = 0; begin < tiles; begin += sum.chunk()) {
         const int64_t end = std::min(begin + sum.chunk(), tiles);
         for_tiles(*run, pool, begin, end, [&](int64_t tile, float *scratch) {
-          tile_task(item, points, points_are_double != 0, count, tile, grad_values + b * count, scratch, sum.record(tile),
-                    gradients->origin);
+          tile_task(item, points, points_are_double != 0, count, tile, grad_values + b * count, scratch,
+                    sum.record(tile), gradients->origin);
         });
         sum.add(begin, end);
       }

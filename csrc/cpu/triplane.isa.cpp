@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Tiles of 16 rays (or rows of 16 points) through the packet kernels; compiled once per instruction set.
-#include "core/rays.h"
 #include "core/triplane.h"
+
+#include "core/rays.h"
 #include "cpu/triplane_packet.h"
 
 LICAG3D_CORE_BEGIN
@@ -65,7 +66,8 @@ void keep(const TriplaneItem &item, const Packet &packet, int rows, int64_t at, 
   }
 }
 
-void backward(const TriplaneItem &item, Packet &packet, int rows, bool slopes, const TriplaneRecord &record, int64_t at) {
+void backward(const TriplaneItem &item, Packet &packet, int rows, bool slopes, const TriplaneRecord &record,
+              int64_t at) {
   locate(item, packet, rows);
   if (slopes)
     gather<true>(item, packet, rows);
@@ -109,7 +111,8 @@ bool place_points(const TriplaneBox &box, const void *points, bool is_double, in
 
 int64_t triplane_scratch_floats(const TriplaneItem &item) { return packet_floats(item); }
 
-void triplane_repack(const licag3d_triplane &field, const void *plane, int cp, float *texels, int64_t begin, int64_t end) {
+void triplane_repack(const licag3d_triplane &field, const void *plane, int cp, float *texels, int64_t begin,
+                     int64_t end) {
   const int64_t texel_count = static_cast<int64_t>(field.resolution) * field.resolution;
   for (int64_t block = begin; block < end; block += 64) {
     const int64_t stop = block + 64 < end ? block + 64 : end;
@@ -129,7 +132,8 @@ void triplane_repack(const licag3d_triplane &field, const void *plane, int cp, f
           std::memcpy(&values[i - block], &bits, 4);
         }
       } else if (c < field.channels) {
-        std::memcpy(values, static_cast<const float *>(plane) + c * texel_count + block, (stop - block) * sizeof(float));
+        std::memcpy(values, static_cast<const float *>(plane) + c * texel_count + block,
+                    (stop - block) * sizeof(float));
       }
       for (int64_t i = block; i < stop; ++i) texels[i * cp + c] = values[i - block];
     }
@@ -190,8 +194,8 @@ void triplane_render_tile_backward(const TriplaneItem &item, const TriplaneRayTa
   for (int lane = 0; lane < lanes.used; ++lane) {
     double s[3], m[3], d_origin[3], d_direction[3];
     for (int a = 0; a < 3; ++a) s[a] = slope[a][lane], m[a] = moment[a][lane];
-    ray_gradient(box, lanes.ray[lane], lanes.source[lane].direction, task.samples, grad_values[lanes.index[lane]], sum[lane],
-                 s, m, d_origin, d_direction);
+    ray_gradient(box, lanes.ray[lane], lanes.source[lane].direction, task.samples, grad_values[lanes.index[lane]],
+                 sum[lane], s, m, d_origin, d_direction);
     const int64_t at = 3 * (task.first_ray + lanes.index[lane]);
     for (int a = 0; a < 3; ++a) {
       grad_origin[at + a] += static_cast<float>(d_origin[a]);

@@ -20,9 +20,9 @@ struct Packet {
   float slope[3][kPacket];       // out, backward: gradient of the coordinates
   float features_grad_scale;
   float partial[kPacket * kWidth];
-  float *features, *features_grad;     // (rows, cp)
-  float *feature_slope[3];             // (rows, cp) each: d features / d coordinate
-  float *hidden, *hidden_slope;        // (rows, hp)
+  float *features, *features_grad;  // (rows, cp)
+  float *feature_slope[3];          // (rows, cp) each: d features / d coordinate
+  float *hidden, *hidden_slope;     // (rows, hp)
 };
 
 LICAG3D_HD int64_t packet_floats(const TriplaneItem &item) {
@@ -98,7 +98,8 @@ LICAG3D_HD void gather(const TriplaneItem &item, Packet &packet, int rows) {
 template <bool kSlopes>
 LICAG3D_HD void decode(const TriplaneItem &item, Packet &packet, int rows) {
   const int hp = item.hp;
-  product<Start::row>(rows, hp, item.cp, packet.features, item.cp, 1, item.weight_1t, hp, packet.hidden, hp, item.bias_1);
+  product<Start::row>(rows, hp, item.cp, packet.features, item.cp, 1, item.weight_1t, hp, packet.hidden, hp,
+                      item.bias_1);
   for (int row = 0; row < rows; ++row) {
     float *hidden = packet.hidden + row * hp;
     Vf sum = Vf{};

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "cuda/error.h"
-
 #include <cstdio>
 
+#include "cuda/error.h"
 #include "include/licag3d.h"
 
 namespace {

@@ -1,199 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
-// Tri-plane operators on CUDA. Forward: one warp per ray, one lane per sample. Backward: the same, with the gradient of the
-// planes summed by atomics (vectors of four on sm_90) into a channel-last buffer, and the decoder weights summed per
-// block without atomics, then over blocks in a fixed order. Memory beyond inputs and outputs: two channel-padded
-// copies of the planes and at most kPartialBytes of weight sums.
+// Tri-plane operators on CUDA: buffers, launches and entry points; the kernels are in triplane_kernels.cuh. Memory beyond
+// inputs and outputs: two channel-padded copies of the planes and at most kPartialBytes of weight sums.
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
 #include <algorithm>
 #include <cmath>
 
-#include "core/rays.h"
-#include "core/triplane.h"
-#include "core/triplane_block.h"
 #include "cuda/error.h"
 #include "cuda/launch.cuh"
+#include "cuda/triplane_kernels.cuh"
 #include "include/licag3d_triplane.h"
 
 namespace licag3d {
 namespace cuda {
 namespace {
 
-constexpr int kWarp = 32, kWarps = kBlockThreads / kWarp;
 constexpr int64_t kPartialBytes = 64 << 20;
 constexpr int kMaxChannels = 64;  // features and their gradient must fit into registers
-
-// What a kernel integrates: rays, or points (then samples is 1 and a "ray" is 32 points).
-struct Work {
-  licag3d_rays rays;
-  const void *points;
-  int64_t first_ray;  // of this item of the batch
-  int64_t count;      // rays or points
-  int32_t samples;
-  int32_t points_are_double;
-};
-
-struct PointGradients {
-  float *planes;   // channel-last
-  float *weights;  // one set per block
-  float *origin, *direction;
-};
-
-__device__ bool place_point(const TriplaneBox &box, const Work &work, int64_t i, float *coordinate) {
-  bool inside = i < work.count;
-  for (int a = 0; a < 3 && i < work.count; ++a) {
-    const double x = work.points_are_double ? static_cast<const double *>(work.points)[3 * i + a]
-                                            : static_cast<double>(static_cast<const float *>(work.points)[3 * i + a]);
-    inside = inside && x >= box.low[a] && x <= box.high[a];
-    coordinate[a] = static_cast<float>(to_texel(box, a, x));
-  }
-  return inside;
-}
-
-__device__ void place_on_ray(const ClippedRay &ray, int sample, float per_sample, float *coordinate) {
-  const float fraction = (static_cast<float>(sample) + 0.5f) * per_sample;
-  for (int a = 0; a < 3; ++a) coordinate[a] = ray.start[a] + fraction * ray.delta[a];
-}
-
-__device__ float warp_sum(float value) {
-  for (int step = kWarp / 2; step > 0; step /= 2) value += __shfl_xor_sync(0xffffffffu, value, step);
-  return value;
-}
-
-struct AtomicAdd4 {
-  __device__ void operator()(float *to, const Float4 &value) const {
-#if __CUDA_ARCH__ >= 900
-    atomicAdd(reinterpret_cast<float4 *>(to), make_float4(value.v[0], value.v[1], value.v[2], value.v[3]));
-#else
-    for (int i = 0; i < 4; ++i) atomicAdd(to + i, value.v[i]);
-#endif
-  }
-};
-
-template <int kChannels>
-__global__ void __launch_bounds__(kBlockThreads) render_kernel(PointField field, TriplaneBox box, Work work, float *values) {
-  const int lane = threadIdx.x % kWarp;
-  const int64_t warp = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp;
-  for (int64_t i = warp; i < work.count; i += static_cast<int64_t>(gridDim.x) * kWarps) {
-    const RayMm source = load_ray(work.rays, work.first_ray + i);
-    const ClippedRay ray = clip_ray(box, source.origin, source.direction);
-    float sum = 0.0f;
-    for (int k = lane; ray.hit && k < work.samples; k += kWarp) {
-      float coordinate[3], features[kChannels];
-      place_on_ray(ray, k, 1.0f / static_cast<float>(work.samples), coordinate);
-      gather_point<kChannels>(field, locate_point(field.resolution, coordinate), features);
-      sum += softplus_one(decode_point<kChannels>(field, features));
-    }
-    sum = warp_sum(sum);
-    if (lane == 0)
-      values[i] = ray.hit ? sum * static_cast<float>(step_mm(ray, work.samples)) : is_finite(source) ? 0.0f : NAN;
-  }
-}
-
-template <int kChannels>
-__global__ void __launch_bounds__(kBlockThreads) query_kernel(PointField field, TriplaneBox box, Work work, float *values) {
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kBlockThreads + threadIdx.x; i < work.count;
-       i += static_cast<int64_t>(gridDim.x) * kBlockThreads) {
-    float coordinate[3], features[kChannels], value = 0.0f;
-    if (place_point(box, work, i, coordinate)) {
-      gather_point<kChannels>(field, locate_point(field.resolution, coordinate), features);
-      value = softplus_one(decode_point<kChannels>(field, features));
-    }
-    values[i] = value;
-  }
-}
-
-// One step of a block: 128 samples, decoded and their gradients handed out. All threads of the block must call it.
-template <int kChannels>
-__device__ void backward_step(const PointField &field, bool active, const float *coordinate, float weight,
-                              const PointGradients &gradients, BlockShared<kChannels> *shared, float *block_weights,
-                              ThreadSample<kChannels> &sample) {
-  block_decode<kChannels>(field, active, coordinate, weight, sample, shared, threadIdx.x);
-  for (int first = 0; first < field.hidden; first += kStage) {
-    block_stage<kChannels>(field, active, first, sample, shared, threadIdx.x);
-    if (shared == nullptr) continue;
-    __syncthreads();
-    block_reduce<kChannels>(*shared, field.hidden, first, block_weights, threadIdx.x);
-    __syncthreads();
-  }
-  if (active && gradients.planes != nullptr)
-    scatter_point<kChannels>(gradients.planes, field.resolution, sample.cell, sample.features_grad, AtomicAdd4());
-}
-
-template <int kChannels>
-__global__ void __launch_bounds__(kBlockThreads) render_backward_kernel(PointField field, TriplaneBox box, Work work,
-                                                                        const float *grad_values, PointGradients gradients) {
-  extern __shared__ __align__(16) unsigned char memory[];
-  BlockShared<kChannels> *shared = gradients.weights ? reinterpret_cast<BlockShared<kChannels> *>(memory) : nullptr;
-  float *block_weights = gradients.weights + blockIdx.x * weight_floats(kChannels, field.hidden);
-  const int lane = threadIdx.x % kWarp;
-  const float per_sample = 1.0f / static_cast<float>(work.samples);
-  // The trip counts are the same for all warps of a block: the barriers inside need every thread.
-  for (int64_t base = static_cast<int64_t>(blockIdx.x) * kWarps; base < work.count;
-       base += static_cast<int64_t>(gridDim.x) * kWarps) {
-    const int64_t i = base + threadIdx.x / kWarp;
-    const bool exists = i < work.count;
-    RayMm source = {};
-    ClippedRay ray = {};
-    float grad = 0.0f;
-    if (exists) {
-      source = load_ray(work.rays, work.first_ray + i);
-      ray = clip_ray(box, source.origin, source.direction);
-      grad = grad_values[i];
-    }
-    const float weight = ray.hit ? grad * static_cast<float>(step_mm(ray, work.samples)) : 0.0f;
-    float sum = 0.0f, slope[3] = {}, moment[3] = {};
-    for (int first = 0; first < work.samples; first += kWarp) {
-      const int k = first + lane;
-      const bool active = ray.hit && k < work.samples;
-      float coordinate[3] = {};
-      ThreadSample<kChannels> sample;
-      if (active) place_on_ray(ray, k, per_sample, coordinate);
-      backward_step<kChannels>(field, active, coordinate, weight, gradients, shared, block_weights, sample);
-      if (!active || gradients.origin == nullptr) continue;
-      float s[3];
-      slope_point<kChannels>(field, sample.cell, sample.features_grad, s);
-      sum += sample.field;
-      for (int a = 0; a < 3; ++a) {
-        slope[a] += s[a];
-        moment[a] += (static_cast<float>(k) + 0.5f) * per_sample * s[a];
-      }
-    }
-    if (gradients.origin == nullptr) continue;
-    double s[3], m[3];
-    sum = warp_sum(sum);
-    for (int a = 0; a < 3; ++a) s[a] = warp_sum(slope[a]), m[a] = warp_sum(moment[a]);
-    if (lane == 0 && ray.hit) {
-      double d_origin[3], d_direction[3];
-      ray_gradient(box, ray, source.direction, work.samples, grad, sum, s, m, d_origin, d_direction);
-      for (int a = 0; a < 3; ++a) {
-        gradients.origin[3 * (work.first_ray + i) + a] += static_cast<float>(d_origin[a]);
-        gradients.direction[3 * (work.first_ray + i) + a] += static_cast<float>(d_direction[a]);
-      }
-    }
-  }
-}
-
-template <int kChannels>
-__global__ void __launch_bounds__(kBlockThreads) query_backward_kernel(PointField field, TriplaneBox box, Work work,
-                                                                       const float *grad_values, PointGradients gradients) {
-  extern __shared__ __align__(16) unsigned char memory[];
-  BlockShared<kChannels> *shared = gradients.weights ? reinterpret_cast<BlockShared<kChannels> *>(memory) : nullptr;
-  float *block_weights = gradients.weights + blockIdx.x * weight_floats(kChannels, field.hidden);
-  for (int64_t base = static_cast<int64_t>(blockIdx.x) * kBlockThreads; base < work.count;
-       base += static_cast<int64_t>(gridDim.x) * kBlockThreads) {
-    const int64_t i = base + threadIdx.x;
-    float coordinate[3] = {};
-    const bool active = place_point(box, work, i, coordinate);
-    ThreadSample<kChannels> sample;
-    backward_step<kChannels>(field, active, coordinate, active ? grad_values[i] : 0.0f, gradients, shared, block_weights, sample);
-    if (!active || gradients.origin == nullptr) continue;
-    float s[3];
-    slope_point<kChannels>(field, sample.cell, sample.features_grad, s);
-    for (int a = 0; a < 3; ++a) gradients.origin[3 * i + a] += static_cast<float>(s[a] * box.texels_per_mm);
-  }
-}
 
 // (3, C, R, R) to (3, R, R, padded) and back; a thread per value of the padded side, channels fastest.
 __global__ void repack_kernel(const void *planes, int is_half, int channels, int padded, int64_t texels, float *out) {
@@ -201,8 +25,9 @@ __global__ void repack_kernel(const void *planes, int is_half, int channels, int
        i += static_cast<int64_t>(gridDim.x) * blockDim.x) {
     const int64_t c = i % padded, texel = i / padded % texels, plane = i / padded / texels;
     const int64_t from = (plane * channels + c) * texels + texel;
-    out[i] = c >= channels ? 0.0f : is_half ? __half2float(static_cast<const __half *>(planes)[from])
-                                            : static_cast<const float *>(planes)[from];
+    out[i] = c >= channels ? 0.0f
+             : is_half     ? __half2float(static_cast<const __half *>(planes)[from])
+                           : static_cast<const float *>(planes)[from];
   }
 }
 
@@ -234,8 +59,8 @@ __global__ void pack_weights_kernel(licag3d_triplane field, int padded, int hidd
 }
 
 // Sum over the blocks in order, in double: the same bits every time.
-__global__ void sum_weights_kernel(const float *partial, int blocks, int channels, int padded, int real_hidden, int hidden,
-                                   licag3d_triplane_gradients out) {
+__global__ void sum_weights_kernel(const float *partial, int blocks, int channels, int padded, int real_hidden,
+                                   int hidden, licag3d_triplane_gradients out) {
   const int64_t size = weight_floats(padded, hidden);
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < size;
        i += static_cast<int64_t>(gridDim.x) * blockDim.x) {
@@ -259,7 +84,8 @@ __global__ void sum_weights_kernel(const float *partial, int blocks, int channel
 class Buffer {
  public:
   Buffer(cudaStream_t stream, int64_t floats) : stream_(stream) {
-    status_ = floats > 0 ? cudaMallocAsync(reinterpret_cast<void **>(&memory_), floats * sizeof(float), stream) : cudaSuccess;
+    status_ =
+        floats > 0 ? cudaMallocAsync(reinterpret_cast<void **>(&memory_), floats * sizeof(float), stream) : cudaSuccess;
   }
   Buffer(const Buffer &) = delete;
   ~Buffer() {
@@ -278,8 +104,11 @@ template <int kChannels>
 class Operator {
  public:
   Operator(const licag3d_run &run, const licag3d_triplane &field)
-      : field_(field), stream_(static_cast<cudaStream_t>(run.stream)), hidden_((field.hidden + 15) / 16 * 16),
-        texels_(static_cast<int64_t>(field.resolution) * field.resolution), planes_(stream_, 3 * texels_ * kChannels),
+      : field_(field),
+        stream_(static_cast<cudaStream_t>(run.stream)),
+        hidden_((field.hidden + 15) / 16 * 16),
+        texels_(static_cast<int64_t>(field.resolution) * field.resolution),
+        planes_(stream_, 3 * texels_ * kChannels),
         weights_(stream_, weight_floats(kChannels, hidden_)),
         box_(make_box(field.box_center_mm, field.box_size_mm, field.resolution)) {
     cudaDeviceGetAttribute(&processors_, cudaDevAttrMultiProcessorCount, run.device);
@@ -292,12 +121,15 @@ class Operator {
     const bool backward = grad_values != nullptr;
     const int64_t partial_floats = weight_floats(kChannels, hidden_);
     const int64_t per_block = is_ray ? kWarps : kBlockThreads;
-    int64_t blocks = std::max<int64_t>(1, std::min<int64_t>((work.count + per_block - 1) / per_block, 8LL * processors_));
+    int64_t blocks =
+        std::max<int64_t>(1, std::min<int64_t>((work.count + per_block - 1) / per_block, 8LL * processors_));
     if (!backward) blocks = std::max<int64_t>(1, std::min<int64_t>((work.count + per_block - 1) / per_block, 1 << 20));
-    const bool want_weights = backward && gradients->weight_1 != nullptr, want_planes = backward && gradients->planes != nullptr;
+    const bool want_weights = backward && gradients->weight_1 != nullptr,
+               want_planes = backward && gradients->planes != nullptr;
     if (want_weights)
       blocks = std::max<int64_t>(1, std::min<int64_t>(blocks, kPartialBytes / (partial_floats * sizeof(float))));
-    Buffer slices(stream_, want_planes ? 3 * texels_ * kChannels : 0), partial(stream_, want_weights ? blocks * partial_floats : 0);
+    Buffer slices(stream_, want_planes ? 3 * texels_ * kChannels : 0),
+        partial(stream_, want_weights ? blocks * partial_floats : 0);
     for (const cudaError_t status : {planes_.status(), weights_.status(), slices.status(), partial.status()})
       if (status != cudaSuccess) return cuda_check(status);
     const size_t shared = want_weights ? sizeof(BlockShared<kChannels>) : 0;
@@ -312,16 +144,18 @@ class Operator {
     }
     const int64_t all_rays = is_ray ? work.rays.count : work.count;
     if (backward && gradients->origin) cudaMemsetAsync(gradients->origin, 0, 3 * all_rays * sizeof(float), stream_);
-    if (backward && gradients->direction) cudaMemsetAsync(gradients->direction, 0, 3 * all_rays * sizeof(float), stream_);
-    pack_weights_kernel<<<blocks_for(partial_floats), kThreads, 0, stream_>>>(field_, kChannels, hidden_, weights_.get());
+    if (backward && gradients->direction)
+      cudaMemsetAsync(gradients->direction, 0, 3 * all_rays * sizeof(float), stream_);
+    pack_weights_kernel<<<blocks_for(partial_floats), kThreads, 0, stream_>>>(field_, kChannels, hidden_,
+                                                                              weights_.get());
     const float *bias_1 = weights_.get() + static_cast<int64_t>(hidden_) * kChannels;
-    const PointField field = {planes_.get(), weights_.get(), bias_1, bias_1 + hidden_, bias_1 + 2 * hidden_, field_.resolution,
-                              hidden_};
+    const PointField field = {planes_.get(),        weights_.get(),    bias_1, bias_1 + hidden_,
+                              bias_1 + 2 * hidden_, field_.resolution, hidden_};
     const int64_t plane_bytes = 3 * field_.channels * texels_ * (field_.planes_are_half ? 2 : 4);
     for (int64_t b = 0; b < field_.batch; ++b) {
       repack_kernel<<<blocks_for(3 * texels_ * kChannels), kThreads, 0, stream_>>>(
-          static_cast<const char *>(field_.planes) + b * plane_bytes, field_.planes_are_half, field_.channels, kChannels, texels_,
-          planes_.get());
+          static_cast<const char *>(field_.planes) + b * plane_bytes, field_.planes_are_half, field_.channels,
+          kChannels, texels_, planes_.get());
       work.first_ray = rays_per_item ? b * work.count : 0;
       if (want_planes) cudaMemsetAsync(slices.get(), 0, 3 * texels_ * kChannels * sizeof(float), stream_);
       const PointGradients targets = {slices.get(), partial.get(), backward ? gradients->origin : nullptr,
@@ -330,7 +164,8 @@ class Operator {
       float *out = backward ? nullptr : values + b * work.count;
       if (work.count == 0) {
       } else if (backward && is_ray) {
-        render_backward_kernel<kChannels><<<blocks, kBlockThreads, shared, stream_>>>(field, box_, work, grads, targets);
+        render_backward_kernel<kChannels>
+            <<<blocks, kBlockThreads, shared, stream_>>>(field, box_, work, grads, targets);
       } else if (backward) {
         query_backward_kernel<kChannels><<<blocks, kBlockThreads, shared, stream_>>>(field, box_, work, grads, targets);
       } else if (is_ray) {
@@ -343,8 +178,8 @@ class Operator {
             slices.get(), field_.channels, kChannels, texels_, gradients->planes + b * 3 * field_.channels * texels_);
     }
     if (want_weights)
-      sum_weights_kernel<<<blocks_for(partial_floats), kThreads, 0, stream_>>>(partial.get(), static_cast<int>(blocks), field_.channels,
-                                                                       kChannels, field_.hidden, hidden_, *gradients);
+      sum_weights_kernel<<<blocks_for(partial_floats), kThreads, 0, stream_>>>(
+          partial.get(), static_cast<int>(blocks), field_.channels, kChannels, field_.hidden, hidden_, *gradients);
     return cuda_check(cudaGetLastError());
   }
 
@@ -358,10 +193,10 @@ class Operator {
   int processors_ = 1;
 };
 
-int32_t dispatch(const licag3d_run &run, const licag3d_triplane &field, const Work &work, bool rays_per_item, float *values,
-                 const float *grad_values, const licag3d_triplane_gradients *gradients) {
-  if (field.batch < 0 || field.channels < 1 || field.channels > kMaxChannels || field.hidden < 1 || field.resolution < 1 ||
-      !(field.box_size_mm > 0) || work.samples < 1)
+int32_t dispatch(const licag3d_run &run, const licag3d_triplane &field, const Work &work, bool rays_per_item,
+                 float *values, const float *grad_values, const licag3d_triplane_gradients *gradients) {
+  if (field.batch < 0 || field.channels < 1 || field.channels > kMaxChannels || field.hidden < 1 ||
+      field.resolution < 1 || !(field.box_size_mm > 0) || work.samples < 1)
     return cuda_fail(LICAG3D_BAD_ARGUMENT, "tri-plane sizes are out of range (at most 64 channels on CUDA)");
   const cudaError_t status = cudaSetDevice(run.device);
   if (status != cudaSuccess) return cuda_check(status);
@@ -386,13 +221,15 @@ extern "C" {
 
 int32_t licag3d_cuda_render_triplane(const licag3d_run *run, const licag3d_triplane *field, const licag3d_rays *rays,
                                      int32_t rays_per_item, int32_t samples, float *values) {
-  return dispatch(*run, *field, ray_work(*field, *rays, rays_per_item, samples), rays_per_item, values, nullptr, nullptr);
+  return dispatch(*run, *field, ray_work(*field, *rays, rays_per_item, samples), rays_per_item, values, nullptr,
+                  nullptr);
 }
 
-int32_t licag3d_cuda_render_triplane_backward(const licag3d_run *run, const licag3d_triplane *field, const licag3d_rays *rays,
-                                              int32_t rays_per_item, int32_t samples, const float *grad_values,
-                                              const licag3d_triplane_gradients *gradients) {
-  return dispatch(*run, *field, ray_work(*field, *rays, rays_per_item, samples), rays_per_item, nullptr, grad_values, gradients);
+int32_t licag3d_cuda_render_triplane_backward(const licag3d_run *run, const licag3d_triplane *field,
+                                              const licag3d_rays *rays, int32_t rays_per_item, int32_t samples,
+                                              const float *grad_values, const licag3d_triplane_gradients *gradients) {
+  return dispatch(*run, *field, ray_work(*field, *rays, rays_per_item, samples), rays_per_item, nullptr, grad_values,
+                  gradients);
 }
 
 int32_t licag3d_cuda_query_triplane(const licag3d_run *run, const licag3d_triplane *field, const void *points,

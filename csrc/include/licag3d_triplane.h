@@ -11,8 +11,8 @@ extern "C" {
 
 // The field: planes (batch, 3, channels, resolution, resolution) contiguous, order XY [y, x], XZ [z, x], YZ [z, y],
 // float32, or float16 where planes_are_half is set; texel centres at (i + 0.5) / resolution of the box edge, clamped at
-// the border. f = mean of the three bilinear samples, field = softplus(weight_2 softplus(weight_1 f + bias_1) + bias_2);
-// zero outside the cube of edge box_size_mm about box_center_mm.
+// the border. f = mean of the three bilinear samples, field = softplus(weight_2 softplus(weight_1 f + bias_1) +
+// bias_2); zero outside the cube of edge box_size_mm about box_center_mm.
 typedef struct licag3d_triplane {
   const void *planes;
   const float *weight_1;  // (hidden, channels)
@@ -29,7 +29,8 @@ typedef struct licag3d_triplane {
 } licag3d_triplane;
 
 // Where gradients go, each of the shape of its input and float32, overwritten. planes, or all four weights, or both
-// ray pointers may be NULL: that part is not computed. For points, origin is the gradient of the points and direction NULL.
+// ray pointers may be NULL: that part is not computed. For points, origin is the gradient of the points and direction
+// NULL.
 typedef struct licag3d_triplane_gradients {
   float *planes;
   float *weight_1;

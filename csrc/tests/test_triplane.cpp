@@ -42,12 +42,21 @@ struct Problem {
   std::vector<float> planes, weight_1, bias_1, weight_2, bias_2;
 
   Problem(int c, int r, int h)
-      : channels(c), resolution(r), hidden(h), planes(random_values(3LL * c * r * r, 1.0f, 1)),
-        weight_1(random_values(h * c, 0.3f, 2)), bias_1(random_values(h, 0.3f, 3)), weight_2(random_values(h, 0.3f, 4)),
+      : channels(c),
+        resolution(r),
+        hidden(h),
+        planes(random_values(3LL * c * r * r, 1.0f, 1)),
+        weight_1(random_values(h * c, 0.3f, 2)),
+        bias_1(random_values(h, 0.3f, 3)),
+        weight_2(random_values(h, 0.3f, 4)),
         bias_2(1, -0.4f) {}
 
   licag3d_triplane field() const {
-    return {planes.data(), weight_1.data(), bias_1.data(), weight_2.data(), bias_2.data(), 1, channels, resolution, hidden, 0,
+    return {planes.data(),    weight_1.data(),
+            bias_1.data(),    weight_2.data(),
+            bias_2.data(),    1,
+            channels,         resolution,
+            hidden,           0,
             {1.0, -2.0, 3.0}, 10.0};
   }
 };
@@ -56,11 +65,21 @@ struct Gradients {
   std::vector<float> planes, weight_1, bias_1, weight_2, bias_2, origin, direction;
 
   Gradients(const Problem &p, int64_t rows)
-      : planes(p.planes.size()), weight_1(p.weight_1.size()), bias_1(p.hidden), weight_2(p.hidden), bias_2(1),
-        origin(3 * rows), direction(3 * rows) {}
+      : planes(p.planes.size()),
+        weight_1(p.weight_1.size()),
+        bias_1(p.hidden),
+        weight_2(p.hidden),
+        bias_2(1),
+        origin(3 * rows),
+        direction(3 * rows) {}
 
   licag3d_triplane_gradients pointers(bool rays) {
-    return {planes.data(), weight_1.data(), bias_1.data(), weight_2.data(), bias_2.data(), origin.data(),
+    return {planes.data(),
+            weight_1.data(),
+            bias_1.data(),
+            weight_2.data(),
+            bias_2.data(),
+            origin.data(),
             rays ? direction.data() : nullptr};
   }
 };
@@ -89,7 +108,8 @@ void test_clip() {
   const double along[3][6] = {{-20, 0, 0, 40, 0, 0}, {-20, -20, 0, 40, 40, 0}, {0, 0, 0, 3, 0, 0}};
   const double expected[3] = {10, 10 * std::sqrt(2.0), 3};
   for (int i = 0; i < 3; ++i) CHECK_NEAR(chord(box, along[i], along[i] + 3), expected[i], 1e-12);
-  const double misses[4][6] = {{-20, 5.1, 0, 40, 0, 0}, {-20, 0, 0, 14, 0, 0}, {20, 0, 0, 40, 0, 0}, {0, 0, 0, 0, 0, 0}};
+  const double misses[4][6] = {
+      {-20, 5.1, 0, 40, 0, 0}, {-20, 0, 0, 14, 0, 0}, {20, 0, 0, 40, 0, 0}, {0, 0, 0, 0, 0, 0}};
   for (const auto &ray : misses) CHECK(!clip_ray(box, ray, ray + 3).hit);
   const double bad[6] = {NAN, 0, 0, 1, INFINITY, 0};
   CHECK(!clip_ray(box, bad, bad + 3).hit);
@@ -103,8 +123,7 @@ void test_ray_gradient() {
   const auto value = [&](const double *v) {
     const ClippedRay ray = clip_ray(box, v, v + 3);
     double u = 2.0;
-    for (int a = 0; a < 3; ++a)
-      u += slope[a] * to_texel(box, a, v[a] + 0.5 * (ray.entry + ray.leave) * v[3 + a]);
+    for (int a = 0; a < 3; ++a) u += slope[a] * to_texel(box, a, v[a] + 0.5 * (ray.entry + ray.leave) * v[3 + a]);
     return u * (ray.leave - ray.entry) * ray.norm_mm;
   };
   const double rays[3][6] = {{-20, 1, 2, 40, 3, 4}, {0.5, 1.5, 2, 20, 9, -3}, {-9, -4, 3, 11, 7, 1}};
@@ -162,13 +181,15 @@ void test_block(int channels, int resolution, int hidden) {
   CHECK(licag3d_query_triplane(&run, &field, points.data(), 0, kBlockThreads, expected.data()) == LICAG3D_OK);
   Gradients wanted(problem, kBlockThreads);
   const licag3d_triplane_gradients pointers = wanted.pointers(false);
-  CHECK(licag3d_query_triplane_backward(&run, &field, points.data(), 0, kBlockThreads, grad.data(), &pointers) == LICAG3D_OK);
+  CHECK(licag3d_query_triplane_backward(&run, &field, points.data(), 0, kBlockThreads, grad.data(), &pointers) ==
+        LICAG3D_OK);
 
   const TriplaneBox box = make_box(field.box_center_mm, field.box_size_mm, resolution);
   auto shared = std::make_unique<BlockShared<kChannels>>();
   std::vector<ThreadSample<kChannels>> samples(kBlockThreads);
   std::vector<char> active(kBlockThreads, 1);
-  std::vector<float> sums(weight_floats(kChannels, padded)), scattered(3 * texels * kChannels), slopes(3 * kBlockThreads);
+  std::vector<float> sums(weight_floats(kChannels, padded)), scattered(3 * texels * kChannels),
+      slopes(3 * kBlockThreads);
   for (int t = 0; t < kBlockThreads; ++t) {
     float coordinate[3];
     for (int a = 0; a < 3; ++a) {
@@ -181,7 +202,8 @@ void test_block(int channels, int resolution, int hidden) {
   }
   CHECK(std::count(active.begin(), active.end(), 1) > 50 && std::count(active.begin(), active.end(), 0) > 5);
   for (int first = 0; first < padded; first += kStage) {
-    for (int t = 0; t < kBlockThreads; ++t) block_stage<kChannels>(point, active[t], first, samples[t], shared.get(), t);
+    for (int t = 0; t < kBlockThreads; ++t)
+      block_stage<kChannels>(point, active[t], first, samples[t], shared.get(), t);
     for (int t = 0; t < kBlockThreads; ++t) block_reduce<kChannels>(*shared, padded, first, sums.data(), t);
   }
   for (int t = 0; t < kBlockThreads; ++t) {
@@ -232,8 +254,8 @@ void test_threads_and_instruction_sets() {
     Gradients gradients(problem, rows * cols);
     const licag3d_triplane_gradients pointers = gradients.pointers(true);
     CHECK(licag3d_render_triplane_backward(&run, &field, &rays, 0, samples, grad.data(), &pointers) == LICAG3D_OK);
-    for (const auto *part : {&gradients.planes, &gradients.weight_1, &gradients.bias_1, &gradients.weight_2, &gradients.bias_2,
-                             &gradients.origin, &gradients.direction})
+    for (const auto *part : {&gradients.planes, &gradients.weight_1, &gradients.bias_1, &gradients.weight_2,
+                             &gradients.bias_2, &gradients.origin, &gradients.direction})
       all.insert(all.end(), part->begin(), part->end());
     return all;
   };

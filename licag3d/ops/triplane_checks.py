@@ -30,7 +30,7 @@ def check_field(planes: torch.Tensor, decoder: TriplaneDecoder, box_center_mm,
         raise TypeError(f"planes are {type(planes).__name__}, the decoder {type(decoder).__name__}; give a torch "
                         "tensor and a TriplaneDecoder")
     shape = tuple(planes.shape)
-    if planes.ndim not in (4, 5) or shape[-4] != 3 or shape[-1] != shape[-2] or 0 in shape[-3:]:
+    if planes.ndim not in (4, 5) or shape[-4] != 3 or shape[-1] != shape[-2] or 0 in shape:
         raise ValueError(f"planes have shape {shape}; expected (3, C, R, R) or (B, 3, C, R, R), order XY, XZ, YZ")
     if shape[-3] != decoder.channels:
         raise ValueError(f"planes have {shape[-3]} channels, the decoder takes {decoder.channels}; they must be equal")

@@ -19,7 +19,7 @@ class TriplaneDecoder:
         mu = mu_scale * softplus(weight_2 h + bias_2 + bias)        in 1/mm
 
     The hidden activation is softplus, as in EG3D (Chan et al., CVPR 2022, section 4.2): it is smooth, so that camera
-    gradients are, and vectorised it costs about as much as the first layer, which a leaky ReLU would not repay.
+    gradients are, and vectorised it costs the fused operator an eighth of its time more than a leaky ReLU would.
 
     Args:
         weight_1: ``(hidden, channels)``.

@@ -215,7 +215,8 @@ def test_bake_matches_projection():
     ("change", "error", "message"),
     [
         ({"planes": torch.zeros(3, 4, 8, 9)}, ValueError, "expected \\(3, C, R, R\\)"),
-        ({"planes": torch.zeros(3, 5, 8, 8)}, ValueError, "5 channels, the decoder takes 4"),
+        ({"planes": torch.zeros(0, 3, 4, 8, 8)}, ValueError, "expected \\(3, C, R, R\\)"),
+    ({"planes": torch.zeros(3, 5, 8, 8)}, ValueError, "5 channels, the decoder takes 4"),
         ({"planes": torch.zeros(3, 4, 8, 8, dtype=torch.float64)}, TypeError, "torch.float64"),
         ({"planes": torch.zeros(3, 4, 8, 8, dtype=torch.bfloat16)}, TypeError, "bfloat16"),
         ({"planes": [1, 2]}, TypeError, "torch tensor"),
