@@ -9,7 +9,9 @@ import numpy as np
 
 from licag3d.geometry import Camera
 from licag3d.inversion.chains import Chains
+from licag3d.inversion.contrast import image_planes
 from licag3d.inversion.matching import Match
+from licag3d.inversion.smoothing import smooth_curve
 from licag3d.structures import VesselTree
 from licag3d.vessels.graph import trace_tree
 from licag3d.vessels.tree import Join, connect_components, resample_tree
@@ -23,21 +25,22 @@ class AssemblySettings:
         same_mm: a piece of the second view that stays this near to a curve of the first is the same vessel.
         break_mm: a path is cut where it jumps farther than this in one step.
         shortest_mm: shorter curves are left out.
-        smooth_mm: standard deviation of the smoothing along a curve.
         attach_mm: the end of a curve joins another curve nearer than this, plus that one's radius.
         bridge_mm: separate pieces nearer than this are joined by a bridge (reported).
         spur_mm: side branches sticking out of their parent by less are dropped.
         step_mm: spacing of the tree's points.
+        least_confidence: points surer than this are used; 0 leaves out what the other view contradicts (one in four of these
+            places is right, seven in eight of those that both views agree on).
     """
 
     same_mm: float = 2.0
     break_mm: float = 3.0
     shortest_mm: float = 2.0
-    smooth_mm: float = 1.2
     attach_mm: float = 2.5
-    bridge_mm: float = 12.0
+    bridge_mm: float = 6.0
     spur_mm: float = 2.0
     step_mm: float = 0.5
+    least_confidence: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -55,16 +58,23 @@ def matched_curves(match: Match, cameras: tuple[Camera, Camera], settings: Assem
     """Curves of the first view, and those of the second that the first has not got."""
     from scipy.spatial import cKDTree
 
-    curves = _runs(match, 0, cameras[0], np.isfinite(match.points_mm[0][:, 0]), settings)
-    fresh = np.isfinite(match.points_mm[1][:, 0])
+    curves = _runs(match, 0, cameras, _usable(match, 0, settings), settings)
+    fresh = _usable(match, 1, settings)
     if curves:
         known = cKDTree(np.concatenate([curve.points_mm for curve in curves]))
         fresh[fresh] = known.query(match.points_mm[1][fresh])[0] > settings.same_mm
-    return curves + _runs(match, 1, cameras[1], fresh, settings)
+    return curves + _runs(match, 1, cameras, fresh, settings)
 
 
-def _runs(match: Match, side: int, camera: Camera, use: np.ndarray, settings: AssemblySettings) -> list[Curve]:
+def _usable(match: Match, side: int, settings: AssemblySettings) -> np.ndarray:
+    return np.isfinite(match.points_mm[side][:, 0]) & (match.confidence[side] > settings.least_confidence)
+
+
+def _runs(match: Match, side: int, cameras: tuple[Camera, Camera], use: np.ndarray, settings: AssemblySettings) -> list[Curve]:
     chains: Chains = match.chains[side]
+    camera = cameras[side]
+    own_plane, other_plane = (image_planes(cameras[k], match.chains[k]).normal for k in (side, 1 - side))
+    other_plane = other_plane[np.maximum(match.partner[side], 0)]
     points, curves = match.points_mm[side], []
     partner = match.partner[side]
     other = match.chains[1 - side].radius_mm
@@ -84,28 +94,14 @@ def _runs(match: Match, side: int, camera: Camera, use: np.ndarray, settings: As
         for run in np.split(rows, np.flatnonzero(cut) + 1):
             if len(run) < 3:
                 continue
-            arc = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(points[run], axis=0), axis=1))])
             image_mm = chains.step_mm[run[1:]].sum()
             if image_mm < settings.shortest_mm:
                 continue
             ends = tuple((side, int(chains.node[p, e])) if at == limit else None for e, at, limit in
                          ((0, run[0], chains.start[p]), (1, run[-1], chains.start[p + 1] - 1)))
-            smooth = _smoothed(points[run], np.cumsum(chains.step_mm[run]), settings.smooth_mm)
-            del arc
+            smooth = smooth_curve(points[run], (own_plane[run], other_plane[run]), chains.step_mm[run])
             curves.append(Curve(smooth, (radius * depth)[run], match.confidence[side][run], ends))
     return curves
-
-
-def _smoothed(points: np.ndarray, arc: np.ndarray, sigma_mm: float) -> np.ndarray:
-    """Local linear regression along the arc: smooths without shrinking ends or bends toward the chord."""
-    lag = arc[:, None] - arc[None, :]
-    weight = np.exp(-0.5 * (lag / max(sigma_mm, 1e-3)) ** 2)
-    total = weight.sum(1)
-    mean = (weight * -lag).sum(1) / total
-    spread = (weight * lag**2).sum(1) / total - mean**2
-    value = weight @ points / total[:, None]
-    cross = (weight * -lag) @ points / total[:, None] - mean[:, None] * value
-    return value - np.where(spread > 1e-9, mean / np.maximum(spread, 1e-9), 0.0)[:, None] * cross
 
 
 def assemble_tree(curves: list[Curve], settings: AssemblySettings) -> tuple[VesselTree, tuple[Join, ...]]:
