@@ -16,7 +16,8 @@ from licag3d.errors import InputError
 
 
 def inspect(*arguments) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "licag3d.inspect", *map(str, arguments)], capture_output=True, text=True)
+    return subprocess.run([sys.executable, "-m", "licag3d.inspect", *map(str, arguments)], capture_output=True,
+                          text=True)
 
 
 @pytest.fixture
@@ -28,7 +29,8 @@ def png(tmp_path) -> str:
 
 @pytest.mark.parametrize(("error", "status", "line"), [
     (InputError("bad\n thing"), 2, "licag3d: error: bad thing\n"), (KeyboardInterrupt(), 130, "licag3d: interrupted\n"),
-    (RuntimeError("x\ny"), 1, "licag3d: error: internal error: RuntimeError: x y (run again with --debug for the traceback)\n"),
+    (RuntimeError("x\ny"), 1, "licag3d: error: internal error: RuntimeError: x y (run again with --debug for the "
+                              "traceback)\n"),
     (MemoryError(), 1, "licag3d: error: not enough memory: use smaller views or --quality fast\n")])
 def test_status_and_line(capsys, error, status, line):
     def main(argv):
@@ -53,7 +55,8 @@ def geometry(*arguments) -> dict:
 
 
 def test_geometry_flags():
-    found = geometry("--angles", "30,0", "-30.5,-2", "--sid", "1000", "--sod", "default", "--pixel-spacing", "0.3", "0.2")
+    found = geometry("--angles", "30,0", "-30.5,-2", "--sid", "1000", "--sod", "default", "--pixel-spacing", "0.3",
+                     "0.2")
     assert found == {"cameras": None, "angles": [(30, 0), (-30.5, -2)], "sid_mm": [1000], "sod_mm": "default",
                      "pixel_spacing_mm": [0.3, 0.2]}
     assert geometry("--cameras", "c.json")["cameras"] == "c.json" and geometry()["angles"] is None
@@ -63,7 +66,8 @@ def test_geometry_flags():
 
 @pytest.mark.parametrize(("arguments", "words"), [
     (["--angles", "30"], "--angles '30'"), (["--angles", "a,b"], "--angles 'a,b'"), (["--sid", "far"], "--sid far"),
-    (["--sod", "x", "y"], "--sod x y"), (["--angels", "1,2"], "unrecognized arguments"), (["--sid"], "expected at least one")])
+    (["--sod", "x", "y"], "--sod x y"), (["--angels", "1,2"], "unrecognized arguments"),
+    (["--sid"], "expected at least one")])
 def test_wrong_flags(arguments, words):
     with pytest.raises(InputError, match=words):
         geometry(*arguments)
@@ -83,7 +87,8 @@ def test_help_is_quick_and_imports_nothing_heavy():
 
 
 def test_inspect_describes_a_picture(png, tmp_path):
-    done = inspect(png, "--angles", "30,-5", "--sid", 1000, "--sod", 750, "--pixel-spacing", 0.3, "--out", tmp_path / "o.png")
+    done = inspect(png, "--angles", "30,-5", "--sid", 1000, "--sod", 750, "--pixel-spacing", 0.3, "--out",
+                   tmp_path / "o.png")
     assert done.returncode == 0 and done.stderr == ""
     for words in ("a.png", "PNG, 8 bit", "64 rows x 80 columns", "LAO 30", "caudal 5", "magnification 1.333", "wrote "):
         assert words in done.stdout

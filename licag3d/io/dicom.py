@@ -29,6 +29,7 @@ from licag3d.io.images import check_values, to_grey
 
 XA = "1.2.840.10008.5.1.4.1.1.12.1"
 ENHANCED_XA = "1.2.840.10008.5.1.4.1.1.12.1.1"
+_EXTENDED = "1.2.840.10008.1.2.4.51"
 DEFLATED = "1.2.840.10008.1.2.1.99"
 MAX_INFLATED_BYTES = 2**30
 
@@ -69,7 +70,7 @@ def open_dicom(path: Path, frame: int | None = None) -> Source:
         check_size(label, rows, cols, frames)
         check_frame(label, frame, frames)
         syntax = ds.file_meta.TransferSyntaxUID
-        _check_decodable(label, syntax)
+        _check_decodable(label, syntax, int(ds.get("BitsStored") or 8))
         if not _has_pixels(path, ds):
             raise InputError(f"{label}: the DICOM file has no pixel data (header only): export it with its images")
         samples, bits = int(ds.get("SamplesPerPixel") or 1), int(ds.get("BitsAllocated") or 0)
@@ -171,7 +172,7 @@ def _has_pixels(path: Path, ds: Any) -> bool:
     return bool(found) and found[0] != 0
 
 
-def _check_decodable(label: str, syntax: Any) -> None:
+def _check_decodable(label: str, syntax: Any, stored: int) -> None:
     help_text = _PACKAGES.get(str(syntax))
     name = syntax.name if syntax.name != str(syntax) else "unknown"
     try:
@@ -180,8 +181,8 @@ def _check_decodable(label: str, syntax: Any) -> None:
         raise InputError(f"{label}: pixel data in transfer syntax {syntax} ({name}) cannot be decoded"
                          + (f": install {help_text}" if help_text else
                             ": export the cine uncompressed or as JPEG Lossless")) from None
-    # pydicom's own GDCM bridge refuses 12-bit JPEG Extended, so the decoder may count as available and still fail
-    # later.
+    if str(syntax) == _EXTENDED and stored > 8 and "pylibjpeg" not in _decoder(syntax).available_plugins:
+        available = False  # neither GDCM nor Pillow decodes more than 8 bits of this syntax
     if not available:
         raise InputError(f"{label}: pixel data in transfer syntax {syntax} ({name}) cannot be decoded here: install "
                          f"{help_text or 'a pydicom plugin for it'}, or export the cine uncompressed")
@@ -234,14 +235,8 @@ def _decode_one(path: Path, header: Any, label: str, number: int) -> Frame:
             raw.seek(offset)
             _check_codestream(label, raw, number, header, syntax)
         raw.seek(offset)
-        try:
-            array, _ = decoder.as_array(raw, index=number, raw=False,
-                                        decoding_plugin=_plugin(syntax, header), **_options(header, vr))
-        except (RuntimeError, NotImplementedError) as error:
-            if "JPEG Extended" in str(error):
-                raise InputError(f"{label}: 12-bit JPEG Extended cannot be decoded here: install "
-                                 f"{_PACKAGES[str(syntax)]}, or export the cine uncompressed") from None
-            raise
+        array, _ = decoder.as_array(raw, index=number, raw=False, decoding_plugin=_plugin(syntax, header),
+                                    **_options(header, vr))
     return _finish(array, header, label)
 
 

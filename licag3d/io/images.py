@@ -43,6 +43,8 @@ def open_image(path: Path, kind: str, frame: int | None = None, *, what: str = "
 
     label = path.name
     check_file(path, what=what, limit=MAX_IMAGE_BYTES)
+    if kind == "JPEG":
+        _check_eight_bit(path)
     limit = Image.MAX_IMAGE_PIXELS
     with hostile(label, f"reading the {kind} header"):
         try:
@@ -67,6 +69,16 @@ def open_image(path: Path, kind: str, frame: int | None = None, *, what: str = "
 
     return Source(path=path, label=label, frame=frame, kind=kind, rows=rows, cols=cols, frames=frames, decode=decode,
                   full_scale=255.0 if eight_bit else None, summary=summary)
+
+
+def _check_eight_bit(path: Path) -> None:
+    """Refuse the 12 and 16 bit and the lossless varieties of JPEG, which Pillow does not decode, by their own name."""
+    from licag3d.io.codestream import codestream
+
+    with open(path, "rb") as file:
+        header = codestream(file.read(2**20))
+    if header and header.bits != 8:
+        raise InputError(f"{path.name}: JPEG of {header.bits} bits cannot be read: save it as 16-bit PNG or TIFF")
 
 
 def _count_pages(image) -> int:

@@ -43,7 +43,8 @@ def test_uncompressed_and_rle(tmp_path, syntax, stored, top, dtype):
         ds.file_meta.TransferSyntaxUID = ExplicitVRBigEndian
         ds.PixelData = frames.astype(frames.dtype.newbyteorder(">")).tobytes()
     else:
-        ds.file_meta.TransferSyntaxUID = {"explicit": ds.file_meta.TransferSyntaxUID, "implicit": ImplicitVRLittleEndian,
+        ds.file_meta.TransferSyntaxUID = {"explicit": ds.file_meta.TransferSyntaxUID,
+                                          "implicit": ImplicitVRLittleEndian,
                                           "deflated": DeflatedExplicitVRLittleEndian}[syntax]
     little = syntax != "big"
     pydicom.dcmwrite(path, ds, implicit_vr=syntax == "implicit", little_endian=little, enforce_file_format=True)
@@ -109,7 +110,8 @@ def test_unused_high_bits_are_cleared(tmp_path):
     assert np.array_equal(pixels(path), frames)
 
 
-@pytest.mark.parametrize(("relationship", "meaning"), [("DISP", "display"), ("LIN", "linear"), ("LOG", "log"), (None, "display")])
+@pytest.mark.parametrize(("relationship", "meaning"),
+                         [("DISP", "display"), ("LIN", "linear"), ("LOG", "log"), (None, "display")])
 def test_intensity_relationship(tmp_path, relationship, meaning):
     path = write_xa(tmp_path / "a.dcm", cine(1), PixelIntensityRelationship=relationship)
     assert open_dicom(path).intensity == meaning
@@ -180,7 +182,8 @@ def test_real_rle_image(shared_data):
     assert view.image.max() == 1 and 0.7 < view.valid.mean() < 0.785  # a circle: pi / 4 at most
 
 
-@pytest.mark.parametrize("syntax", ["JPEGLosslessProcess14_1", "JPEGBaselineProcess1", "JPEG2000Lossless", "JPEGLSLossless"])
+@pytest.mark.parametrize("syntax",
+                         ["JPEGLosslessProcess14_1", "JPEGBaselineProcess1", "JPEG2000Lossless", "JPEGLSLossless"])
 def test_codestream_header(tmp_path, syntax):
     from pydicom.encaps import get_frame
 
@@ -194,7 +197,8 @@ def test_codestream_header(tmp_path, syntax):
 
 
 def test_codestream_of_another_size_is_refused(tmp_path):
-    path = transcode(write_xa(tmp_path / "plain.dcm", cine(1, 64, 80)), tmp_path / "cine.dcm", "JPEGLosslessProcess14_1")
+    path = transcode(write_xa(tmp_path / "plain.dcm", cine(1, 64, 80)), tmp_path / "cine.dcm",
+                     "JPEGLosslessProcess14_1")
     ds = pydicom.dcmread(path)
     ds.Rows = 640
     ds.save_as(path)

@@ -28,7 +28,8 @@ def test_plain_tags(tmp_path):
 
 
 @pytest.mark.parametrize(("tag", "flag"), [
-    ("PositionerPrimaryAngle", "--angles"), ("PositionerSecondaryAngle", "--angles"), ("DistanceSourceToDetector", "--sid"),
+    ("PositionerPrimaryAngle", "--angles"), ("PositionerSecondaryAngle", "--angles"),
+    ("DistanceSourceToDetector", "--sid"),
     ("DistanceSourceToPatient", "--sod MM .or --sod default for 765 mm"), ("ImagerPixelSpacing", "--pixel-spacing")])
 def test_missing_tag_names_the_flag(tmp_path, tag, flag):
     for value in (None, ""):
@@ -39,16 +40,19 @@ def test_missing_tag_names_the_flag(tmp_path, tag, flag):
 def test_flags_override_tags_with_a_note(tmp_path):
     view, notes = read(tmp_path, geometry={"angles": [(10, 5)], "sid_mm": 900, "sod_mm": 700, "pixel_spacing_mm": 0.25})
     assert (view.camera.primary_deg, view.camera.sid_mm, view.camera.sod_mm) == (10, 900, 700)
-    for words in ("primary_deg 30 of the file was overridden", "sid_mm 1000 of the file", "sod_mm 750", "spacing_row_mm 0.3"):
+    for words in ("primary_deg 30 of the file was overridden", "sid_mm 1000 of the file", "sod_mm 750",
+                  "spacing_row_mm 0.3"):
         assert any(words in note for note in notes)
 
 
 def test_spacing_from_the_field_of_view(tmp_path):
-    view, notes = read(tmp_path, ImagerPixelSpacing=None, FieldOfViewShape="RECTANGLE", FieldOfViewDimensions=["200", "160"])
+    view, notes = read(tmp_path, ImagerPixelSpacing=None, FieldOfViewShape="RECTANGLE",
+                       FieldOfViewDimensions=["200", "160"])
     # Length of a row first, then that of a column: 80 columns are 200 mm, 64 rows are 160 mm.
     assert (view.camera.spacing_col_mm, view.camera.spacing_row_mm) == (2.5, 2.5)
     assert any("derived from FieldOfViewDimensions 200 x 160 mm over 80 x 64 pixels" in note for note in notes)
-    view, _ = read(tmp_path, ImagerPixelSpacing=None, FieldOfViewDimensions=["160", "200"])  # written the other way round
+    # written the other way round
+    view, _ = read(tmp_path, ImagerPixelSpacing=None, FieldOfViewDimensions=["160", "200"])
     assert (view.camera.spacing_col_mm, view.camera.spacing_row_mm) == (2.5, 2.5)
     view, _ = read(tmp_path, ImagerPixelSpacing=None, FieldOfViewShape="ROUND", FieldOfViewDimensions=["160"])
     assert (view.camera.spacing_col_mm, view.camera.spacing_row_mm) == (2, 2)
@@ -61,7 +65,8 @@ def test_sod_from_the_magnification(tmp_path):
 
 @pytest.mark.parametrize(("frame", "primary", "secondary"), [(0, 30, -5), (2, 35, -6.5)])
 def test_angle_increments(tmp_path, frame, primary, secondary):
-    vector = {"PositionerPrimaryAngleIncrement": ["0", "2", "5"], "PositionerSecondaryAngleIncrement": ["0", "-1", "-1.5"]}
+    vector = {"PositionerPrimaryAngleIncrement": ["0", "2", "5"],
+              "PositionerSecondaryAngleIncrement": ["0", "-1", "-1.5"]}
     view, _ = read(tmp_path, cine(3), text=f"{{}}#{frame}", PositionerMotion="DYNAMIC", **vector)
     assert (view.camera.primary_deg, view.camera.secondary_deg) == (primary, secondary)
 
@@ -82,7 +87,8 @@ def item(**tags) -> Dataset:
 
 def enhanced(**per_group) -> Dataset:
     ds = data_set(cine(3))
-    for name in ("PositionerPrimaryAngle", "PositionerSecondaryAngle", "DistanceSourceToDetector", "DistanceSourceToPatient",
+    for name in ("PositionerPrimaryAngle", "PositionerSecondaryAngle", "DistanceSourceToDetector",
+                 "DistanceSourceToPatient",
                  "ImagerPixelSpacing", "PixelIntensityRelationship", "PatientPosition"):
         delattr(ds, name)
     ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = ENHANCED_XA
@@ -172,8 +178,10 @@ def test_tag_that_is_no_number_is_named(tmp_path):
 @pytest.mark.parametrize(("tags", "inside", "outside"), [
     ({"ShutterShape": "RECTANGULAR", "ShutterLeftVerticalEdge": "11", "ShutterRightVerticalEdge": "70",
       "ShutterUpperHorizontalEdge": "6", "ShutterLowerHorizontalEdge": "60"}, (5, 10), (4, 10)),
-    ({"ShutterShape": "CIRCULAR", "CenterOfCircularShutter": ["32", "40"], "RadiusOfCircularShutter": "30"}, (31, 10), (31, 8)),
-    ({"ShutterShape": "POLYGONAL", "VerticesOfThePolygonalShutter": ["1", "1", "1", "80", "64", "1"]}, (10, 10), (60, 70)),
+    ({"ShutterShape": "CIRCULAR", "CenterOfCircularShutter": ["32", "40"], "RadiusOfCircularShutter": "30"}, (31, 10),
+     (31, 8)),
+    ({"ShutterShape": "POLYGONAL", "VerticesOfThePolygonalShutter": ["1", "1", "1", "80", "64", "1"]}, (10, 10),
+     (60, 70)),
     ({"CollimatorShape": "RECTANGULAR", "CollimatorLeftVerticalEdge": "11", "CollimatorRightVerticalEdge": "70",
       "CollimatorUpperHorizontalEdge": "6", "CollimatorLowerHorizontalEdge": "60"}, (59, 69), (60, 69)),
 ])

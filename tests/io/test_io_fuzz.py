@@ -123,7 +123,8 @@ def test_damaged_files(seeds, tmp_path, kind):
 
 
 @FUZZ
-@given(st.binary(max_size=300), st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"II+\0",
+@given(st.binary(max_size=300),
+       st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"II+\0",
                                                  bytes(128) + b"DICM", b"\x08\0\5\0"]))
 def test_noise_behind_a_good_start(tmp_path_factory, data, head):
     path = tmp_path_factory.mktemp("n") / "file"
@@ -135,7 +136,8 @@ JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st
                     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
                     max_leaves=6)
 VIEW = st.fixed_dictionaries({}, optional={key: JSON | st.floats(-1e4, 1e4) for key in (
-    "file", "frame", "primary_deg", "secondary_deg", "sid_mm", "sod_mm", "pixel_spacing_mm", "rows", "cols", "offset_lps_mm",
+    "file", "frame", "primary_deg", "secondary_deg", "sid_mm", "sod_mm", "pixel_spacing_mm", "rows", "cols",
+    "offset_lps_mm",
     "principal_point_px", "other")})
 
 

@@ -72,6 +72,15 @@ def test_jpeg(tmp_path):
     assert np.abs(decoded(tmp_path / "a.jpg") - image).mean() < 2
 
 
+def test_twelve_bit_jpeg_is_refused_by_name(tmp_path):
+    Image.fromarray(eight_bit()).save(tmp_path / "a.jpg")
+    data = bytearray((tmp_path / "a.jpg").read_bytes())
+    data[data.index(b"\xff\xc0") + 4] = 12
+    (tmp_path / "a.jpg").write_bytes(data)
+    with pytest.raises(InputError, match="JPEG of 12 bits cannot be read: save it as 16-bit PNG"):
+        open_source(str(tmp_path / "a.jpg"))
+
+
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.tif"])
 def test_grey_valued_rgb_is_accepted(tmp_path, name):
     image = eight_bit()
@@ -141,7 +150,8 @@ def test_huge_png_is_refused_before_it_is_decoded(tmp_path, cols, rows):
 
 def test_huge_tiff_is_refused_before_it_is_decoded(tmp_path):
     # One strip that claims 20000 x 20000 float pixels: the directory alone is enough to refuse it.
-    tags = [(256, 4, 20000), (257, 4, 20000), (258, 3, 32), (259, 3, 1), (262, 3, 1), (273, 4, 8), (277, 3, 1), (278, 4, 20000),
+    tags = [(256, 4, 20000), (257, 4, 20000), (258, 3, 32), (259, 3, 1), (262, 3, 1), (273, 4, 8), (277, 3, 1),
+            (278, 4, 20000),
             (279, 4, 1600000000), (339, 3, 3)]
     directory = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", t, kind, 1, v) for t, kind, v in tags)
     (tmp_path / "a.tif").write_bytes(b"II*\0" + struct.pack("<I", 8) + directory + bytes(4))

@@ -133,5 +133,6 @@ def test_frame_strip(tmp_path, cine):
     assert picture.shape == (3 * 116, 500, 3)
     yellow = (picture[..., 0] > 200) & (picture[..., 1] > 200) & (picture[..., 2] < 60)
     rows, cols = np.nonzero(yellow)
-    assert 116 <= rows.min() and rows.max() < 232 and 100 <= cols.min() and cols.max() < 200  # second line, second column
+    # second line, second column
+    assert 116 <= rows.min() and rows.max() < 232 and 100 <= cols.min() and cols.max() < 200
     assert [p.name for p in tmp_path.iterdir()] == ["strip.png"]

@@ -142,7 +142,7 @@ def test_twelve_bit_jpeg_extended_names_the_package(tmp_path):
     ds["PixelData"].VR = "OB"
     ds.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.4.51"
     ds.save_as(path := tmp_path / "a.dcm")
-    refused("12-bit JPEG Extended.*pylibjpeg-libjpeg", path)
+    refused("JPEG Extended.*install pylibjpeg with pylibjpeg-libjpeg", path)
 
 
 @pytest.mark.parametrize("keep", [200, 500, 1500, 0.5, 0.95])
@@ -178,7 +178,8 @@ def test_deflated_bomb(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("frame", "words"), [
     ("3", r"frame 3 does not exist: the file has frames 0 to 2 \(counted from 0\)"), ("-1", "frame '-1' is not a whole "
                                                                                             "number"),
-    ("x", "not a whole number"), ("", "not a whole number"), ("1.5", "not a whole number"), ("99999999999", "not a whole")])
+    ("x", "not a whole number"), ("", "not a whole number"), ("1.5", "not a whole number"),
+    ("99999999999", "not a whole")])
 def test_frame_out_of_range(tmp_path, frame, words):
     refused(words, f"{write_xa(tmp_path / 'a.dcm', cine(3))}#{frame}")
 
@@ -210,9 +211,12 @@ def test_nothing_known_means_a_standard_pair_and_says_so(png):
 
 @pytest.mark.parametrize(("change", "words"), [
     ({"sid_mm": 700}, "SID 700.0 mm is not larger than SOD"), ({"sid_mm": float("nan")}, "--sid nan"),
-    ({"sod_mm": float("inf")}, "--sod inf"), ({"pixel_spacing_mm": 0}, "--pixel-spacing 0"), ({"pixel_spacing_mm": 50}, "50"),
-    ({"angles": [(400, 0)]}, "--angles 400,0"), ({"angles": [(0, 95)]}, "--angles 0,95"), ({"sid_mm": "x"}, "--sid 'x'"),
-    ({"angles": [(float("nan"), 0)]}, "--angles nan"), ({"angles": [(1, 2, 3)]}, "--angles"), ({"angles": [5]}, "--angles"),
+    ({"sod_mm": float("inf")}, "--sod inf"), ({"pixel_spacing_mm": 0}, "--pixel-spacing 0"),
+    ({"pixel_spacing_mm": 50}, "50"),
+    ({"angles": [(400, 0)]}, "--angles 400,0"), ({"angles": [(0, 95)]}, "--angles 0,95"),
+    ({"sid_mm": "x"}, "--sid 'x'"),
+    ({"angles": [(float("nan"), 0)]}, "--angles nan"), ({"angles": [(1, 2, 3)]}, "--angles"),
+    ({"angles": [5]}, "--angles"),
     ({"sod_mm": "vendor"}, "--sod 'vendor'"), ({"sid_mm": 1e300}, "50..5000")])
 def test_absurd_flags(png, change, words):
     refused(words, png(), **{"angles": [(30, 0)], **FLAGS, **change})
@@ -244,7 +248,8 @@ def test_two_frames_of_one_cine_are_one_direction(tmp_path):
     assert any("same line within 0.0 degrees" in note for note in notes)
 
 
-@pytest.mark.parametrize(("second", "warned"), [((34, 0), True), ((30, 4.5), True), ((36, 0), False), ((-147, 0), True)])
+@pytest.mark.parametrize(("second", "warned"),
+                         [((34, 0), True), ((30, 4.5), True), ((36, 0), False), ((-147, 0), True)])
 def test_same_direction_is_a_warning(png, second, warned):
     _, notes = read_views([png("a.png"), png("b.png", 1)], angles=[(30, 0), second], **FLAGS)
     assert any("look along the same line" in note for note in notes) == warned

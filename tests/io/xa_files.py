@@ -13,7 +13,8 @@ XA = "1.2.840.10008.5.1.4.1.1.12.1"
 ENHANCED_XA = "1.2.840.10008.5.1.4.1.1.12.1.1"
 
 
-def angiogram(rows: int = 128, cols: int = 128, *, filling: float = 1.0, seed: int = 0, shift: float = 0.0) -> np.ndarray:
+def angiogram(rows: int = 128, cols: int = 128, *, filling: float = 1.0, seed: int = 0,
+              shift: float = 0.0) -> np.ndarray:
     """``(rows, cols)`` float 0..1: a shaded background with three dark vessels, filled up to ``filling`` of their
     way."""
     rng = np.random.default_rng(seed)
