@@ -65,8 +65,10 @@ def main(argv: list[str]) -> int:
     settings = inversion_settings(quality=given.quality, seed=given.seed, device=_device(given.device), spacing_mm=given.spacing,
                                   camera_correction=given.camera_correction)
     views, notes = read_views(given.views, masks=given.masks, **geometry_of(given))
-    assumptions = [note for note in notes if "assum" in note.lower()]
-    warnings = [note for note in notes if note not in assumptions]
+    # What was read as it should be stands under each view in the report; here only what a user must know.
+    routine = {f"View {k} ({view.file}): {note}" for k, view in enumerate(views, 1) for note in view.notes}
+    assumptions = [note for note in notes if "assum" in note.lower() or "derived" in note]
+    warnings = [note for note in notes if note not in routine and note not in assumptions]
     if given.prior == "embedded":
         assumptions.append("No learned prior is embedded in this version: the tree comes from centreline matching alone (--prior none).")
     from licag3d.inversion.pipeline import reconstruct
