@@ -37,8 +37,8 @@ class Exposure:
     def sample(cls, rng: np.random.Generator) -> Exposure:
         """Contrast, dose and sharpness of one patient."""
         return cls(
-            mu_per_mm=float(rng.uniform(0.14, 0.24)),
-            quanta=float(np.exp(rng.uniform(np.log(5e2), np.log(4e3)))),
+            mu_per_mm=float(rng.uniform(0.11, 0.2)),
+            quanta=float(np.exp(rng.uniform(np.log(3.5e2), np.log(3e3)))),
             scatter=float(rng.uniform(0.2, 0.45)),
             focal_spot_mm=float(rng.uniform(0.4, 0.8)),
             detector_blur_px=float(rng.uniform(0.45, 0.8)),
@@ -151,7 +151,7 @@ def _display(rng: np.random.Generator, intensity: np.ndarray) -> np.ndarray:
     """Grey values 0..255 by a monotone curve: logarithm, window by percentiles, gamma and a soft shoulder."""
     value = np.log(np.maximum(intensity, 1e-4))
     low, high = np.percentile(value[8:-8, 8:-8], (0.3, 99.7))
-    low, high = low - rng.uniform(0.0, 0.35), high + rng.uniform(0.0, 0.3)
+    low, high = low - rng.uniform(0.2, 0.7), high + rng.uniform(0.1, 0.5)
     unit = np.clip((value - low) / max(high - low, 1.1), 0, 1)
     shoulder = rng.uniform(0.0, 0.6)
     curved = (1 - shoulder) * unit + shoulder * unit * unit * (3 - 2 * unit)
