@@ -17,20 +17,23 @@ class RidgeRules:
 
     Args:
         seed_score, grow_score: hysteresis on the score of ridge pixels.
-        halo: a ridge pixel beside a stronger one (within three of its radii) needs this share of its contrast.
+        halo, flank: a ridge pixel near a stronger one (within three, within 1.2 of its radii) needs this share of its
+            contrast.
         min_attenuation: share of the main vessels' attenuation (contrast over diameter) that a ridge must reach.
         spur_ratio: dead ends shorter than this many radii (plus 2 px) of the ridge they leave are whiskers.
         faint_score, faint_mm: pieces of lower mean score that are also shorter than this go.
         min_length_mm: shorter free ridges are dropped.
         min_strength_mm: least sum along a free ridge of the score above 0.8 ``grow_score``, times length; the second
             number holds for ridges farther than ``near_mm`` from the main tree.
-        gap_mm: largest gap that a minimal path may close.
+        gap_mm, gap_score: largest gap that a minimal path may close, and the mean score it needs.
         gap_contrast: share of the contrast of the vessel that the path across a gap must keep (median).
+        first_share: share of length and strength that a free ridge needs to take part in closing gaps.
     """
 
     seed_score: float = 4.0
     grow_score: float = 2.5
     halo: float = 0.22
+    flank: float = 0.35
     min_attenuation: float = 0.3
     spur_ratio: float = 2.0
     faint_score: float = 3.5
@@ -38,8 +41,10 @@ class RidgeRules:
     min_length_mm: float = 6.0
     min_strength_mm: tuple[float, float] = (12.0, 30.0)
     near_mm: float = 12.0
-    gap_mm: float = 8.0
-    gap_contrast: float = 0.3
+    gap_mm: float = 9.0
+    gap_score: float = 1.6
+    gap_contrast: float = 0.45
+    first_share: float = 0.6
 
 
 def thin_ridges(response: LineResponse, valid: np.ndarray, floor: float) -> np.ndarray:
@@ -77,7 +82,7 @@ def find_ridges(response: LineResponse, valid: np.ndarray, mm_per_pixel: float, 
     from skimage.filters import apply_hysteresis_threshold
 
     ridge = thin_ridges(response, valid, rules.grow_score)
-    ridge &= ~_halo(response, rules.halo)
+    ridge &= ~_halo(response, rules.halo, rules.flank)
     level = attenuation_level(response, ridge, rules.seed_score)
     if level <= 0:
         return np.zeros(valid.shape, bool)
@@ -89,8 +94,11 @@ def find_ridges(response: LineResponse, valid: np.ndarray, mm_per_pixel: float, 
     graph = skeleton_graph.build(ndimage.binary_dilation(ridge, np.ones((3, 3))))
     skeleton_graph.prune(graph, response.radius_px, spur_ratio=rules.spur_ratio, min_length_px=2.0 / mm_per_pixel)
     _drop_faint(graph, response, mm_per_pixel, rules)
-    ridge = _drop_weak(_paint(graph, valid.shape), response, mm_per_pixel, rules, 0.4)
+    ridge = _drop_weak(_paint(graph, valid.shape), response, mm_per_pixel, rules, rules.first_share)
     ridge = close_gaps(ridge, response, valid, mm_per_pixel, rules)
+    graph = skeleton_graph.build(ndimage.binary_dilation(ridge, np.ones((3, 3))))
+    _drop_faint(graph, response, mm_per_pixel, rules, ends_only=True)
+    ridge = _paint(graph, valid.shape)
     return _drop_weak(ridge, response, mm_per_pixel, rules, 1.0)
 
 
@@ -108,10 +116,14 @@ def _paint(graph: skeleton_graph.SkeletonGraph, shape) -> np.ndarray:
     return out
 
 
-def _drop_faint(graph, response: LineResponse, mm_per_pixel: float, rules: RidgeRules) -> None:
+def _drop_faint(graph, response: LineResponse, mm_per_pixel: float, rules: RidgeRules, ends_only: bool = False
+                ) -> None:
     """Remove short faint pieces: bridges of texture between vessels, and branches nobody could follow."""
+    meet = graph.ends_at()
     for piece in list(graph.pieces):
-        chain = graph.pieces[piece][2]
+        a, b, chain = graph.pieces[piece]
+        if ends_only and min(len(meet[a]), len(meet[b])) > 1:
+            continue
         if len(chain) == 0 or graph.length(piece) * mm_per_pixel > rules.faint_mm:
             continue
         r, c = np.rint(chain).astype(int).T
@@ -143,15 +155,20 @@ def _drop_weak(ridge, response: LineResponse, mm_per_pixel: float, rules: RidgeR
     return ridge & good[labels]
 
 
-def _halo(response: LineResponse, share: float) -> np.ndarray:
-    """Pixels that only see the end or the flank of a much stronger vessel through their long filter."""
+def _halo(response: LineResponse, share: float, flank_share: float) -> np.ndarray:
+    """Pixels that only see the end or the flank of a much stronger vessel through their long filter.
+
+    Within three radii of a stronger vessel a ridge needs ``share`` of its contrast; on its very flank (1.2 radii),
+    where the vessel covers everything thinner anyway, ``flank_share``.
+    """
     from scipy import ndimage
 
     halo = np.zeros(response.score.shape, bool)
     for radius in np.unique(response.radius_px):
-        size = int(2 * round(2.5 * radius + 2) + 1)
-        nearby = ndimage.maximum_filter(np.where(response.radius_px == radius, response.contrast, 0), size)
-        halo |= response.contrast < share * nearby
+        contrast = np.where(response.radius_px == radius, response.contrast, 0)
+        for part, reach in ((share, 2.5 * radius + 2), (flank_share, 1.2 * radius)):
+            nearby = ndimage.maximum_filter(contrast, int(2 * round(reach) + 1))
+            halo |= response.contrast < part * nearby
     return halo
 
 
@@ -196,7 +213,7 @@ def close_gaps(ridge: np.ndarray, response: LineResponse, valid: np.ndarray, mm_
         vessel = np.median(response.contrast[chain[:, 0], chain[:, 1]])
         inner = tuple(path[1:-1].T) if len(path) > 4 else tuple(path.T)
         # The path must be nearly straight, see a line on most of its way, and not run along something much fainter.
-        if (len(path) <= 1.5 * distance[best] + 3 and score[inner].mean() > 0.5 * rules.grow_score
+        if (len(path) <= 1.5 * distance[best] + 3 and score[inner].mean() > rules.gap_score
                 and np.median(response.contrast[window][inner]) > rules.gap_contrast * vessel):
             out[path[:, 0] + top, path[:, 1] + left] = True
     return out

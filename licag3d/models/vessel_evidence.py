@@ -8,6 +8,8 @@ mask, so that its skeleton is the ridge that was found. Figures and limits: docs
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from licag3d.models import ridges, skeleton_graph
@@ -20,6 +22,16 @@ from licag3d.structures import VesselEvidence, View
 # Iodine contrast in a coronary, 1/mm (docs/physics): display values are scaled so that thick vessels show it.
 REFERENCE_ATTENUATION_PER_MM = 0.22
 BLUR_MM = 0.2
+
+
+@dataclass(frozen=True)
+class Line:
+    """A chain of centreline: points ``(n, 2)`` (col, row), radius px, filter score, fitted contrast at the centre."""
+
+    points: np.ndarray
+    radius_px: np.ndarray
+    score: np.ndarray
+    contrast: np.ndarray
 
 
 def vessel_evidence(view: View, *, device="cpu", rules: RidgeRules | None = None) -> VesselEvidence:
@@ -67,7 +79,7 @@ def vessel_evidence(view: View, *, device="cpu", rules: RidgeRules | None = None
     if background is None:
         background = background_under(image, distance < 1.5, inside)
     rise = np.maximum(image - background, 0.0) * np.clip(1.0 - distance, 0, 1) * view.valid
-    scale = _scale(view.intensity, rise, lines, mm)
+    scale = _scale(view.intensity, lines, mm)
     confidence = np.clip(score_map / 12.0, 0, 1) * np.clip(0.5 - distance, 0, 1) * inside
     return VesselEvidence(probability=(probability * view.valid).astype(np.float32), mask=mask,
                           line_integral=(scale * rise).astype(np.float32), confidence=confidence.astype(np.float32),
@@ -102,8 +114,10 @@ def evidence_from_mask(view: View) -> VesselEvidence:
     radius = np.where(mask, np.maximum(distance[tuple(nearest)] - 0.5, 0.5), 0.0)
     rise = np.where(mask, np.maximum(image - background, 0.0), 0.0)
     rows, cols = np.nonzero(middle)
-    lines = [(np.stack([cols, rows], 1).astype(float), radius[rows, cols], np.full(len(rows), 10.0))]
-    scale = _scale(view.intensity, rise, lines, mm)
+    # Along the middle of a blurred tube the rise is close to that of the centre.
+    seen = ndimage.gaussian_filter(rise, 0.7)[rows, cols]
+    lines = [Line(np.stack([cols, rows], 1).astype(float), radius[rows, cols], np.full(len(rows), 10.0), seen)]
+    scale = _scale(view.intensity, lines, mm)
     return VesselEvidence(probability=mask.astype(np.float32), mask=mask, line_integral=(scale * rise).astype(np.float32),
                           confidence=(mask & view.valid).astype(np.float32), radius_px=radius.astype(np.float32))
 
@@ -132,8 +146,8 @@ def _prepare(view: View, inside: np.ndarray) -> tuple[np.ndarray, np.ndarray | N
     return fill_smooth(difference, inside), np.zeros_like(difference)
 
 
-def _measure_lines(image, ridge, response, *, blur_px: float):
-    """Chains of refined points ``(n, 2)`` (col, row) with radius ``(n,)`` px and score ``(n,)``."""
+def _measure_lines(image, ridge, response, *, blur_px: float) -> list[Line]:
+    """The ridge as chains of refined points with radius, score and contrast."""
     from scipy import ndimage
 
     from licag3d.models import centerline2d as trace
@@ -161,21 +175,22 @@ def _measure_lines(image, ridge, response, *, blur_px: float):
                 # A profile beside a junction spans the other vessel.
                 trust = trust * np.clip(away / (1.5 * first), 0.02, 1)
         trust = trust + 1e-9
-        radius = _steady_radius(fit.radius_px, trust, first)
+        radius = _steady_radius(fit.radius_px, trust, first, fit.explained)
         shift = _mean_along(np.clip(fit.shift_px, -1, 1), trust)
         points = points + shift[:, None] * np.stack([-tangent[:, 1], tangent[:, 0]], 1)
         score = ndimage.gaussian_filter1d(response.score[row, col], 3.0, mode="nearest")
-        lines.append((points, radius, score))
+        contrast = np.exp(_mean_along(np.log(np.maximum(fit.contrast, 1e-6)), trust))
+        lines.append(Line(points, radius, score, contrast))
     return lines
 
 
-def _steady_radius(radius, trust, first):
+def _steady_radius(radius, trust, first, explained):
     """Radius along a chain without outliers.
 
     Fits that explain little give way to the radius of the best filter; what is left may be 1.4 times off the running
     weighted mean, and is smoothed.
     """
-    weak = 0.15 * np.median(trust)
+    weak = np.median(trust) * (1.0 - explained) ** 2 + 1e-12
     log_radius = (trust * np.log(radius) + weak * np.log(first)) / (trust + weak)
     calm = _mean_along(log_radius, trust, sigma=8.0)
     return np.exp(_mean_along(np.clip(log_radius, calm - np.log(1.4), calm + np.log(1.4)), trust))
@@ -195,7 +210,8 @@ def _draw(lines, shape):
 
     distance = np.full(shape, np.inf)
     radius_at, score_at = np.zeros(shape), np.zeros(shape)
-    for points, radius, score in lines:
+    for line in lines:
+        points, radius = line.points, line.radius_px
         for half in np.unique(np.ceil(radius + 3).astype(int)):
             chosen = np.ceil(radius + 3).astype(int) == half
             window = np.stack(np.meshgrid(np.arange(-half, half + 1), np.arange(-half, half + 1)), -1).reshape(-1, 2)
@@ -205,7 +221,7 @@ def _draw(lines, shape):
             np.minimum.at(distance, (pixel[..., 1][fits], pixel[..., 0][fits]), gap[fits])
         row, col = (np.clip(np.rint(points[:, k]).astype(int), 0, shape[1 - k] - 1) for k in (1, 0))
         np.maximum.at(radius_at, (row, col), radius)
-        np.maximum.at(score_at, (row, col), score)
+        np.maximum.at(score_at, (row, col), line.score)
     nearest = ndimage.distance_transform_edt(radius_at == 0, return_distances=False, return_indices=True)
     near = distance < 3
     return distance, np.where(near, radius_at[tuple(nearest)], 0), np.where(near, score_at[tuple(nearest)], 0)
@@ -216,16 +232,15 @@ def _chance(score: np.ndarray) -> np.ndarray:
     return 1.0 / (1.0 + np.exp(-(score - 2.5) / 0.9))
 
 
-def _scale(intensity: str, rise: np.ndarray, lines, mm_per_pixel: float) -> float:
-    """Factor from the rise of ``-log(grey)`` to the line integral; one for known intensities."""
-    from scipy import ndimage
+def _scale(intensity: str, lines: list[Line], mm_per_pixel: float) -> float:
+    """Factor from the rise of the attenuation image to the line integral; one for known intensities.
 
+    Thin vessels are uncertain in width: the thickest third of the centreline decides.
+    """
     if intensity in ("linear", "log"):
         return 1.0
-    points = np.concatenate([p for p, _, _ in lines])
-    radius = np.concatenate([r for _, r, _ in lines])
-    depth = ndimage.map_coordinates(ndimage.gaussian_filter(rise, 0.7), [points[:, 1], points[:, 0]], order=1)
-    # Thin vessels lose depth to blur: only the thickest third, at least two pixels in radius if any are.
-    thick = radius >= max(min(2.0, float(radius.max())), float(np.quantile(radius, 0.67)))
-    ratio = float(np.median(depth[thick] / (2 * radius[thick] * mm_per_pixel)))
+    radius = np.concatenate([line.radius_px for line in lines])
+    contrast = np.concatenate([line.contrast for line in lines])
+    thick = radius >= np.quantile(radius, 0.67)
+    ratio = float(np.median(contrast[thick] / (2 * radius[thick] * mm_per_pixel)))
     return REFERENCE_ATTENUATION_PER_MM / ratio if ratio > 1e-6 else 0.0
