@@ -24,8 +24,8 @@ LIMIT_BYTES = 2_000_000
 README = """# Examples
 
 Two synthetic cases, one right (`rca`) and one left (`lca`) coronary tree. No patient is shown: `python
-tools/make_examples.py` draws the anatomy by seed, projects it with `licag3d.ops.project_tubes` (exact path lengths), and
-adds chest, catheter, scatter, blur and noise (docs/phantom.md). Views are 60 degrees apart; between them the table
+tools/make_examples.py` draws the anatomy by seed, projects it with `licag3d.ops.project_tubes` (exact path lengths),
+and adds chest, catheter, scatter, blur and noise (docs/phantom.md). Views are 60 degrees apart; between them the table
 has moved by 5 mm, which `cameras.json` does not know, as in practice.
 
     python -m licag3d.invert --views examples/rca/view_1.png examples/rca/view_2.png \\
