@@ -2,8 +2,8 @@
 """Plain-torch twin of ``project_tubes``: every ray against every segment, by another method than the native code.
 
 The native kernel intersects end balls and tangent cone. Here a round cone is what it is by definition, a union of balls
-along the segment: the interval begins at the earliest entry into any of the balls and ends at the latest exit, both found
-in closed form over the position along the segment. Two derivations that agree check each other.
+along the segment: the interval begins at the earliest entry into any of the balls and ends at the latest exit, both
+found in closed form over the position along the segment. Two derivations that agree check each other.
 """
 
 from __future__ import annotations
