@@ -13,7 +13,6 @@ import torch
 
 from licag3d.ops import native
 
-
 _CUDA_CHANNELS = 64  # kMaxChannels of csrc/cuda/triplane.cu
 
 
