@@ -29,8 +29,8 @@ def chord_profile(t: np.ndarray, radius_px: float, blur_px: float) -> np.ndarray
     """
     fine = np.linspace(-1.0, 1.0, 65)
     chord = np.sqrt(np.maximum(1 - fine**2, 0))
-    # The pixel aperture adds the variance of a unit square, 1/12 px^2.
-    sigma = np.sqrt(blur_px**2 + 1 / 12)
+    # The pixel aperture adds the variance of a unit square, 1/12 px^2; linear interpolation 1/6 px^2 on average.
+    sigma = np.sqrt(blur_px**2 + 1 / 12 + 1 / 6)
     weight = chord * (fine[1] - fine[0]) * radius_px / (sigma * np.sqrt(2 * np.pi))
     return (weight * np.exp(-0.5 * ((t[:, None] - radius_px * fine) / sigma) ** 2)).sum(1)
 
