@@ -189,7 +189,7 @@ class Accumulator {
         weights_size_(gradients.weight_1 ? cp_ * hp_ + 2LL * hp_ + 16 : 0),
         sample_size_(gradients.planes ? 6 + cp_ : 0),
         tile_size_((samples_ * sample_size_ + weights_size_ + 15) / 16 * 16),
-        tiles_(std::max<int64_t>(1, std::min({tiles, int64_t{16} * thread_count(run),
+        tiles_(std::max<int64_t>(1, std::min({tiles, int64_t{8} * thread_count(run),
                                               kRecordBytes / std::max<int64_t>(tile_size_ * 4, 1)}))),
         records_(tiles_ * tile_size_),
         slices_(gradients.planes ? 3 * texel_count() * cp_ : 0),
