@@ -76,12 +76,13 @@ def node_joints(tables: PathTables, chains: Chains, price: float, cap_mm: float,
 
 
 def agree(tables: tuple[PathTables, PathTables], chains: tuple[Chains, Chains], links: tuple[Links, Links],
-          joints: tuple[list[Joint], list[Joint]], *, rounds: int = 20, damping: float = 0.5) -> tuple[list[np.ndarray], float]:
+          joints: tuple[list[Joint], list[Joint]], *, rounds: int = 20, dampings: tuple[float, ...] = (0.5, 0.75)) -> tuple[list[np.ndarray], float]:
     """States of all points of both views that cost least together (not proven to be the least), and their cost."""
     orders = [PieceOrder(c.start) for c in chains]
-    fields = _messages(tables, orders, links, joints, rounds, damping)
     best = None
-    for start in (fields, [t.unary for t in tables]):
+    # Messages on loops settle in different places; the cost says which is best.
+    for damping in (*dampings, None):
+        start = [t.unary for t in tables] if damping is None else _messages(tables, orders, links, joints, rounds, damping)
         states = [np.full(len(t.unary), t.unary.shape[1] - 1) for t in tables]
         for side in (0, 1):
             for p in range(chains[side].pieces):

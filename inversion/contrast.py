@@ -43,20 +43,23 @@ def image_planes(camera: Camera, chains: Chains, window_mm: float = 3.0) -> Imag
     return ImagePlanes(ray, normal / np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-12))
 
 
+def attenuation(chains: Chains) -> float:
+    """Attenuation of the contrast agent, 1/mm, from the vessels themselves: their median stretch is that of directions at random.
+
+    NaN where no line integrals are known.
+    """
+    ratio = chains.line_integral / (2.0 * chains.radius_mm)
+    good = (ratio > 0) & (chains.radius_mm >= np.quantile(chains.radius_mm, 0.3)) if len(ratio) else np.zeros(0, bool)
+    return float(np.median(ratio[good])) / TYPICAL_STRETCH if good.any() else float("nan")
+
+
 def expected_stretch(chains: Chains, window_mm: float = 4.0) -> np.ndarray:
     """How much longer than its image a vessel must be to give its line integral, ``(N,)``; NaN where nothing is known.
 
-    The attenuation of the contrast agent is taken from the vessels themselves: the median stretch is that of directions at
-    random. Values below 1 are possible (noise) and kept.
+    Values below 1 are possible (noise) and kept.
     """
-    if not len(chains.step_mm):
-        return np.zeros(0)
-    ratio = chains.line_integral / (2.0 * chains.radius_mm)
-    good = (ratio > 0) & (chains.radius_mm >= np.quantile(chains.radius_mm, 0.3))
-    if not good.any():
-        return np.full(len(ratio), np.nan)
-    smooth = windowed_mean(np.maximum(ratio, 0.0), chains, window_mm)
-    return np.where(smooth > 0, smooth * TYPICAL_STRETCH / np.median(ratio[good]), np.nan)
+    smooth = windowed_mean(np.maximum(chains.line_integral / (2.0 * chains.radius_mm), 0.0), chains, window_mm)
+    return np.where(smooth > 0, smooth / attenuation(chains), np.nan)
 
 
 def windowed_mean(values: np.ndarray, chains: Chains, window_mm: float) -> np.ndarray:
@@ -71,23 +74,36 @@ def windowed_mean(values: np.ndarray, chains: Chains, window_mm: float) -> np.nd
     return out
 
 
-def slope_mismatch(planes: tuple[ImagePlanes, ImagePlanes], near: np.ndarray, chains: tuple[Chains, Chains]) -> np.ndarray:
-    """``(N, K)`` mean of |log(stretch seen / stretch of the direction in space)| over both views, at most 1 each.
+def contrast_mismatch(planes: tuple[ImagePlanes, ImagePlanes], near: np.ndarray, chains: tuple[Chains, Chains],
+                      window_mm: float = 4.0) -> tuple[np.ndarray, np.ndarray]:
+    """What the contrast of both views says against candidate places.
 
     Args:
         near: ``(N, K)`` point of the second view for every candidate of the first.
 
-    Where both image tangents lie in the epipolar plane the direction is not determined, and the mismatch fades to zero.
+    Returns:
+        ``slope`` ``(N, K)``: mean over both views of |log(stretch seen / stretch of the direction in space)|, at most 1 each;
+        ``bore`` ``(N, K)`` in 0..1: how different the vessel diameters are that both line integrals give for this
+        direction, d = p sin(a) / mu. It needs no width and so holds for vessels of a pixel or two.
+
+    Where both image tangents lie in the epipolar plane the direction is not determined, and both fade to zero.
     """
     first, second = planes
     direction = np.cross(first.normal[:, None], second.normal[near])
     size = np.linalg.norm(direction, axis=-1)
     direction = direction / np.maximum(size, 1e-9)[..., None]
     trust = np.clip(size / 0.25, 0.0, 1.0)
-    total = np.zeros(near.shape)
-    for rays, seen in ((first.ray[:, None], expected_stretch(chains[0])[:, None]),
-                       (second.ray[near], expected_stretch(chains[1])[near])):
-        sine = np.linalg.norm(np.cross(direction, rays), axis=-1)
-        mismatch = np.abs(np.log(np.clip(seen, 0.2, 5.0) * np.clip(sine, 0.2, 1.0)))
-        total += 0.5 * np.nan_to_num(np.minimum(mismatch, 1.0), nan=0.0)
-    return trust * total
+    slope, diameter = np.zeros(near.shape), []
+    for view, rays, chosen in ((0, first.ray[:, None], slice(None)), (1, second.ray[near], near)):
+        sine = np.clip(np.linalg.norm(np.cross(direction, rays), axis=-1), 0.2, 1.0)
+        seen, mu = expected_stretch(chains[view], window_mm), attenuation(chains[view])
+        seen = seen[:, None] if view == 0 else seen[chosen]
+        mismatch = np.abs(np.log(np.clip(seen, 0.2, 5.0) * sine))
+        slope += 0.5 * np.nan_to_num(np.minimum(mismatch, 1.0), nan=0.0)
+        integral = windowed_mean(np.maximum(chains[view].line_integral, 0.0), chains[view], window_mm)
+        integral = integral[:, None] if view == 0 else integral[chosen]
+        diameter.append(np.where(integral > 0, integral * sine / mu, np.nan))
+    ratio = np.log(diameter[0] / diameter[1]) ** 2
+    # Saturates: where vessels overlap in one view the ratio is far off and says nothing.
+    bore = np.nan_to_num(ratio / (ratio + 0.25), nan=0.0)
+    return trust * slope, trust * bore

@@ -27,6 +27,7 @@ class MatchSettings:
         node_price: per mm between piece ends that meet at a node of the image, up to ``node_cap_mm``.
         mutual_price: per mm that the other view's path contradicts; places nearer than ``agree_mm`` are the same.
         slope_price: per mm, for a factor e between the contrast seen and that expected for the slope in space.
+        bore_price: per mm, for diameters that differ altogether according to the contrast of both views.
         end_price: per mm between a vessel end (junction) of one view and the next one of the other, up to ``end_cap_mm``.
         witness_price: per mm of centreline and per mm that a place lies off the centrelines of a further view, up to
             ``witness_cap_mm``.
@@ -34,13 +35,14 @@ class MatchSettings:
         rounds: of message passing.
     """
 
-    path: PathPrices = PathPrices(none=1.6, jump=0.4, slack=1.5, gap=0.5, turn=1.0, calibre=1.3, tolerance_mm=0.2)
+    path: PathPrices = PathPrices(none=2.0, jump=0.4, slack=1.5, gap=0.5, turn=1.0, calibre=0.9, tolerance_mm=0.2)
     along_share: float = 0.5
     node_price: float = 0.5
     node_cap_mm: float = 6.0
     mutual_price: float = 0.75
     agree_mm: float = 1.5
-    slope_price: float = 0.5
+    slope_price: float = 1.2
+    bore_price: float = 0.5
     end_price: float = 0.4
     end_cap_mm: float = 5.0
     witness_price: float = 0.7
@@ -98,7 +100,7 @@ def both_tables(cameras, chains, settings: MatchSettings, witnesses=()) -> tuple
     candidates = both_candidates(cameras, chains, settings)
     return tuple(path_tables(
         candidates[a], (cameras[a], cameras[1 - a]), (chains[a], chains[1 - a]), settings.path,
-        slope_price=settings.slope_price, end_price=settings.end_price, end_cap_mm=settings.end_cap_mm,
+        slope_price=settings.slope_price, bore_price=settings.bore_price, end_price=settings.end_price, end_cap_mm=settings.end_cap_mm,
         along_share=settings.along_share, extra=_witness_costs(candidates[a], witnesses, settings)) for a in (0, 1))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from licag3d.geometry import Camera
 from licag3d.inversion.candidates import Candidates
 from licag3d.inversion.chains import THROUGH_DEG, Chains
-from licag3d.inversion.contrast import image_planes, slope_mismatch
+from licag3d.inversion.contrast import contrast_mismatch, image_planes
 from licag3d.ops.match import PathPrices
 
 #: Cost of a state that does not exist; large, but sums of it stay exact enough to compare.
@@ -48,12 +48,13 @@ def turn_costs(chains: Chains, price: float) -> np.ndarray:
 
 
 def path_tables(candidates: Candidates, cameras: tuple[Camera, Camera], chains: tuple[Chains, Chains], price: PathPrices, *,
-                slope_price: float, end_price: float, end_cap_mm: float, along_share: float = 1.0,
+                slope_price: float, bore_price: float, end_price: float, end_cap_mm: float, along_share: float = 1.0,
                 extra: np.ndarray | None = None) -> PathTables:
     """Tables of the paths of view 0 of the arguments through its view 1.
 
     Args:
         slope_price: per mm, for a factor e between the contrast seen and that expected for the slope of the vessel.
+        bore_price: per mm, for diameters that differ altogether according to the contrast.
         end_price: per mm between an end (or junction) of one view and the next one of the other view.
         along_share: share of the price of a jump that remains where the other view's centreline bridges it.
         extra: ``(N, K)`` further cost per mm of every candidate.
@@ -67,9 +68,10 @@ def path_tables(candidates: Candidates, cameras: tuple[Camera, Camera], chains: 
     partner = np.where(finite, edge + (candidates.fraction > 0.5), -1)
     near = np.maximum(partner, 0)
     if len(other.step_mm):
-        if slope_price > 0:
+        if slope_price > 0 or bore_price > 0:
             planes = image_planes(cameras[0], own), image_planes(cameras[1], other)
-            per_mm = per_mm + slope_price * slope_mismatch(planes, near, chains)
+            slope, bore = contrast_mismatch(planes, near, chains)
+            per_mm = per_mm + slope_price * slope + bore_price * bore
         if extra is not None:
             per_mm = per_mm + extra
     unary = np.full((count, used + 1), FORBIDDEN)
