@@ -71,6 +71,8 @@ def _usable(match: Match, side: int, settings: AssemblySettings) -> np.ndarray:
 
 
 def _runs(match: Match, side: int, cameras: tuple[Camera, Camera], use: np.ndarray, settings: AssemblySettings) -> list[Curve]:
+    if not use.any():
+        return []
     chains: Chains = match.chains[side]
     camera = cameras[side]
     own_plane, other_plane = (image_planes(cameras[k], match.chains[k]).normal for k in (side, 1 - side))

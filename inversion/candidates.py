@@ -39,6 +39,9 @@ def find_candidates(pair: EpipolarPair, swapped: bool, chains_a: Chains, angles_
     """
     theta_a, phi_a = angles_a
     theta_b, phi_b = angles_b
+    if not len(theta_a) or not len(theta_b):
+        shape = (len(theta_a), 1)
+        return Candidates(np.zeros(shape, np.int64), np.zeros(shape), np.zeros((*shape, 3)), np.full(shape, np.inf))
     piece = chains_b.piece_of
     edges = np.flatnonzero(piece[1:] == piece[:-1])
     low, high = theta_b[edges], theta_b[edges + 1]
