@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Joint matching of two views: each piece takes a path through the other view, and paths must agree with each other.
 
-A pair (point of one view, candidate in the other) is one place in space, so that the partner point should choose the same place
+A pair (point of one view, candidate in the other) is one place in space, so that the partner point should choose the
+same place
 from its side. Costs of a labelling: the path costs of all pieces, a price per mm where a path is contradicted by
 the other view's, and the gap in space where pieces meet at a node. Min-sum messages over these couplings (Koller and
 Friedman, Probabilistic Graphical Models, chapter 13), then exact re-routing of one piece at a time.
@@ -25,7 +26,8 @@ SILENT_SHARE = 0.5
 class Links:
     """Places of one view as the other view sees them, F of them.
 
-    ``point``, ``state`` ``(F,)`` of the view that claims the place; ``partner``, ``answer`` ``(F,)`` point and state of the other
+    ``point``, ``state`` ``(F,)`` of the view that claims the place; ``partner``, ``answer`` ``(F,)`` point and state
+    of the other
     view that would confirm it (answer -1: none would); ``price`` ``(F,)`` cost of being contradicted.
     """
 
@@ -75,14 +77,23 @@ def node_joints(tables: PathTables, chains: Chains, price: float, cap_mm: float,
     return joints
 
 
-def agree(tables: tuple[PathTables, PathTables], chains: tuple[Chains, Chains], links: tuple[Links, Links],
-          joints: tuple[list[Joint], list[Joint]], *, rounds: int = 20, dampings: tuple[float, ...] = (0.5, 0.75)) -> tuple[list[np.ndarray], float]:
+def agree(
+    tables: tuple[PathTables, PathTables],
+    chains: tuple[Chains, Chains],
+    links: tuple[Links, Links],
+    joints: tuple[list[Joint], list[Joint]],
+    *,
+    rounds: int = 20,
+    dampings: tuple[float, ...] = (0.5, 0.75),
+) -> tuple[list[np.ndarray], float]:
     """States of all points of both views that cost least together (not proven to be the least), and their cost."""
     orders = [PieceOrder(c.start) for c in chains]
     best = None
     # Messages on loops settle in different places; the cost says which is best.
     for damping in (*dampings, None):
-        start = [t.unary for t in tables] if damping is None else _messages(tables, orders, links, joints, rounds, damping)
+        start = (
+            [t.unary for t in tables] if damping is None else _messages(tables, orders, links, joints, rounds, damping)
+        )
         states = [np.full(len(t.unary), t.unary.shape[1] - 1) for t in tables]
         for side in (0, 1):
             for p in range(chains[side].pieces):
@@ -121,7 +132,9 @@ def _messages(tables, orders, links, joints, rounds, damping) -> list[np.ndarray
     fields = [t.unary.copy() for t in tables]
     for _ in range(rounds):
         fields = _fields(tables, links, joints, to_claim, to_answer, to_silence, to_joint)
-        margins = [min_marginals(order, field, table.pair) for order, field, table in zip(orders, fields, tables, strict=True)]
+        margins = [
+            min_marginals(order, field, table.pair) for order, field, table in zip(orders, fields, tables, strict=True)
+        ]
         lowest = [_two_lowest(m) for m in margins]
         for side in (0, 1):
             link, other = links[side], 1 - side
@@ -158,7 +171,9 @@ def _fields(tables, links, joints, to_claim, to_answer, to_silence, to_joint) ->
         np.add.at(fields[side], (link.point, link.state), to_claim[side])
         known = link.answer >= 0
         np.add.at(fields[other], (link.partner[known], link.answer[known]), to_answer[side][known])
-        np.add.at(fields[other], (link.partner, np.full(len(link.partner), fields[other].shape[1] - 1)), to_silence[side])
+        np.add.at(
+            fields[other], (link.partner, np.full(len(link.partner), fields[other].shape[1] - 1)), to_silence[side]
+        )
         for (first, second), joint in zip(to_joint[side], joints[side], strict=True):
             fields[side][joint.first] += first
             fields[side][joint.second] += second
@@ -216,7 +231,10 @@ def _reroute(states, tables, chains, links, joints, rounds: int = 8) -> list[np.
                 path, _ = cheapest_path(field, own.pair[begin:end])
                 if not np.array_equal(path, states[side][begin:end]):
                     before = states[side][begin:end]
-                    if _path_cost(path, field, own.pair[begin:end]) < _path_cost(before, field, own.pair[begin:end]) - 1e-9:
+                    if (
+                        _path_cost(path, field, own.pair[begin:end])
+                        < _path_cost(before, field, own.pair[begin:end]) - 1e-9
+                    ):
                         states[side][begin:end] = path
                         changed = True
         if not changed:
@@ -236,7 +254,8 @@ def _path_cost(path, field, pair) -> float:
 
 
 def _index(side, chains, links, joints):
-    """Per piece: its own links, the other view's links that ask it, and its joints as (row, cost by own state, other row)."""
+    """Per piece: its own links, the other view's links that ask it, and its joints as (row, cost by own state, other
+    row)."""
     piece = chains[side].piece_of
     out = []
     claims, answers = piece[links[side].point], piece[links[1 - side].partner]

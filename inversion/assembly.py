@@ -29,7 +29,8 @@ class AssemblySettings:
         bridge_mm: separate pieces nearer than this are joined by a bridge (reported).
         spur_mm: side branches sticking out of their parent by less are dropped.
         step_mm: spacing of the tree's points.
-        least_confidence: points surer than this are used; 0 leaves out what the other view contradicts (one in four of these
+        least_confidence: points surer than this are used; 0 leaves out what the other view contradicts (one in four of
+            these
             places is right, seven in eight of those that both views agree on).
     """
 
@@ -45,7 +46,8 @@ class AssemblySettings:
 
 @dataclass(frozen=True)
 class Curve:
-    """One stretch of matched centreline: ``points_mm`` ``(n, 3)``, ``radius_mm`` and ``confidence`` ``(n,)``; ``nodes`` are the 2D
+    """One stretch of matched centreline: ``points_mm`` ``(n, 3)``, ``radius_mm`` and ``confidence`` ``(n,)``;
+    ``nodes`` are the 2D
     graph nodes at its two ends as (view, node), or None where it ends within a piece."""
 
     points_mm: np.ndarray
@@ -70,7 +72,9 @@ def _usable(match: Match, side: int, settings: AssemblySettings) -> np.ndarray:
     return np.isfinite(match.points_mm[side][:, 0]) & (match.confidence[side] > settings.least_confidence)
 
 
-def _runs(match: Match, side: int, cameras: tuple[Camera, Camera], use: np.ndarray, settings: AssemblySettings) -> list[Curve]:
+def _runs(
+    match: Match, side: int, cameras: tuple[Camera, Camera], use: np.ndarray, settings: AssemblySettings
+) -> list[Curve]:
     if not use.any():
         return []
     chains: Chains = match.chains[side]
@@ -121,7 +125,9 @@ def assemble_tree(curves: list[Curve], settings: AssemblySettings) -> tuple[Vess
     confidence = np.concatenate([curve.confidence for curve in curves])
     owner = np.repeat(np.arange(len(curves)), [len(curve.points_mm) for curve in curves])
     first = np.concatenate([[0], np.cumsum([len(curve.points_mm) for curve in curves])])
-    edges = [np.stack([np.arange(a, b - 1), np.arange(a + 1, b)], axis=1) for a, b in zip(first[:-1], first[1:], strict=True)]
+    edges = [
+        np.stack([np.arange(a, b - 1), np.arange(a + 1, b)], axis=1) for a, b in zip(first[:-1], first[1:], strict=True)
+    ]
     tree = cKDTree(points)
     joints = []
     for k, curve in enumerate(curves):
@@ -132,7 +138,9 @@ def assemble_tree(curves: list[Curve], settings: AssemblySettings) -> tuple[Vess
                 continue
             gap = np.linalg.norm(points[near] - points[at], axis=1)
             # Ends that meet at one node of an image are one junction and may lie farther apart in depth.
-            shared = np.array([curve.nodes[end] is not None and curve.nodes[end] in curves[owner[j]].nodes for j in near])
+            shared = np.array(
+                [curve.nodes[end] is not None and curve.nodes[end] in curves[owner[j]].nodes for j in near]
+            )
             allowed = gap < settings.attach_mm + np.where(shared, 2.0, 0.0) + radius[near]
             if allowed.any():
                 best = near[allowed][np.argmin(gap[allowed])]

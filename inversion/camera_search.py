@@ -2,7 +2,8 @@
 """Evolutionary camera correction: the offset and angles under which most centreline of both views can be matched.
 
 The cost of a candidate camera is the Viterbi cost of every centreline piece of either view through the other
-(:func:`licag3d.ops.match.match_cost`): it counts the length left unmatched, jumps in depth and unequal calibres. It has one
+(:func:`licag3d.ops.match.match_cost`): it counts the length left unmatched, jumps in depth and unequal calibres. It
+has one
 wide basin across the epipolar planes, a shallow one toward the detector and is flat along the baseline, where
 only an assumption can fix the scale (docs/geometry.md).
 """
@@ -27,7 +28,8 @@ class SearchSettings:
     """Bounds and effort of the search.
 
     Args:
-        range_mm: offsets of the second view are sought within plus or minus this distance across and toward the baseline.
+        range_mm: offsets of the second view are sought within plus or minus this distance across and toward the
+            baseline.
         angle_sigma_deg: reading error of a positioner angle; 0 keeps the angles as given.
         starts: restarts of CMA-ES. generations: of each. population: of each.
         coarse: population and generations of the differential evolution over the offset alone.
@@ -54,7 +56,8 @@ class CameraSearch:
         cost: the least cost found; ``cost_before`` that of the cameras as given.
         matched_mm: length matched, both views together.
         history: best cost after each generation.
-        spread_mm: half the range of the offset, across the epipolar planes and toward the detector, over which the cost stays
+        spread_mm: half the range of the offset, across the epipolar planes and toward the detector, over which the
+            cost stays
             within 2 % of the least.
         evaluations: number of cameras tried.
     """
@@ -68,7 +71,9 @@ class CameraSearch:
     evaluations: int
 
 
-def camera_costs(pairs: list[tuple[Camera, Camera]], chains: tuple[Chains, Chains], prices: PathPrices) -> tuple[np.ndarray, np.ndarray]:
+def camera_costs(
+    pairs: list[tuple[Camera, Camera]], chains: tuple[Chains, Chains], prices: PathPrices
+) -> tuple[np.ndarray, np.ndarray]:
     """Matching cost and matched length (mm, both views together) of M candidate camera pairs, each ``(M,)``."""
     angles = [[], [], [], []]
     baselines = []
@@ -89,8 +94,15 @@ def camera_costs(pairs: list[tuple[Camera, Camera]], chains: tuple[Chains, Chain
     return one[0] + two[0], one[1] + two[1]
 
 
-def search_cameras(cameras: tuple[Camera, Camera], chains: tuple[Chains, Chains], settings: SearchSettings, *, seed: int = 0,
-                   fixed_first: bool = False, progress: Callable[[float, str], None] | None = None) -> CameraSearch:
+def search_cameras(
+    cameras: tuple[Camera, Camera],
+    chains: tuple[Chains, Chains],
+    settings: SearchSettings,
+    *,
+    seed: int = 0,
+    fixed_first: bool = False,
+    progress: Callable[[float, str], None] | None = None,
+) -> CameraSearch:
     """Correct the offset of the second view, and the angles within their reading error.
 
     Args:
@@ -124,7 +136,8 @@ def search_cameras(cameras: tuple[Camera, Camera], chains: tuple[Chains, Chains]
     def costs(population: np.ndarray) -> np.ndarray:
         values = camera_costs([build(x) for x in population], chains, settings.prices)[0]
         tried[0] += len(population)
-        # The basin toward the detector is shallow, and far out a wrong arrangement may be cheaper. Heavy tails: a table that
+        # The basin toward the detector is shallow, and far out a wrong arrangement may be cheaper. Heavy tails: a
+        # table that
         # did move far is still found.
         values = values + settings.toward_price * np.log1p((population[:, 1] / settings.toward_sigma_mm) ** 2)
         if population.shape[1] > 2:
@@ -146,8 +159,17 @@ def search_cameras(cameras: tuple[Camera, Camera], chains: tuple[Chains, Chains]
     limits[:, :2] *= settings.range_mm
     limits[:, 2:] *= 3.0 * settings.angle_sigma_deg
     for start in range(settings.starts):
-        point, cost = _evolve("cmaes", costs, limits, found, settings.population, settings.generations, seed + 1 + start,
-                              history, scale=scale[:free] * (1.0 if start == 0 else 0.5))
+        point, cost = _evolve(
+            "cmaes",
+            costs,
+            limits,
+            found,
+            settings.population,
+            settings.generations,
+            seed + 1 + start,
+            history,
+            scale=scale[:free] * (1.0 if start == 0 else 0.5),
+        )
         if cost < value:
             found, value = point, cost
         if progress:
@@ -170,7 +192,9 @@ def _spread(cameras, chains, basis, prices) -> tuple[float, float]:
     return tuple(spread)
 
 
-def _evolve(method: str, costs, limits, start, population, generations, seed, history, scale=None) -> tuple[np.ndarray, float]:
+def _evolve(
+    method: str, costs, limits, start, population, generations, seed, history, scale=None
+) -> tuple[np.ndarray, float]:
     """One pymoo run on batches of candidates; returns the best point and its cost."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pymoo warns about its own dependencies on import
@@ -194,8 +218,14 @@ def _evolve(method: str, costs, limits, start, population, generations, seed, hi
         first[0] = start / unit
         algorithm = DE(pop_size=population, sampling=first, variant="DE/rand/1/bin", CR=0.9)
     else:
-        algorithm = CMAES(x0=np.clip(start, limits[0], limits[1]) / unit, sigma=0.5, popsize=population, restarts=0, normalize=False,
-                          maxfevals=population * generations)
+        algorithm = CMAES(
+            x0=np.clip(start, limits[0], limits[1]) / unit,
+            sigma=0.5,
+            popsize=population,
+            restarts=0,
+            normalize=False,
+            maxfevals=population * generations,
+        )
     best = [np.inf]
 
     def note(algorithm) -> None:

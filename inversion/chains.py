@@ -27,7 +27,8 @@ class Chains:
         line_integral: ``(N,)`` vessel line integral at the centre, no unit.
         node: ``(P, 2)`` graph node at either end.
         node_pixels: ``(M, 2)`` (col, row).
-        turn_deg: ``(P, P, 2, 2)`` bend of a path that leaves piece p through its end e into piece q by its end f (0: start);
+        turn_deg: ``(P, P, 2, 2)`` bend of a path that leaves piece p through its end e into piece q by its end f (0:
+            start);
             NaN where these ends do not meet at a node.
         crossing: ``(M,)`` bool, node where two vessels seem to pass over each other.
         degree: ``(M,)`` number of piece ends at the node (1: the vessel ends there).
@@ -92,9 +93,20 @@ def chains_from_graph(graph: CenterlineGraph2D, camera: Camera, *, spacing_mm: f
     nodes = np.asarray(nodes)
     pixels = np.concatenate(pixels)
     radius = np.maximum(np.concatenate(radius), 0.1)
-    return Chains(pixels, start, step, weight, radius, np.concatenate(integral), nodes,
-                  np.asarray(graph.nodes), _turns(pixels, start, nodes, radius / scale),
-                  np.asarray([kind == "crossing" for kind in graph.node_kind], bool), np.asarray(graph.node_degree), scale)
+    return Chains(
+        pixels,
+        start,
+        step,
+        weight,
+        radius,
+        np.concatenate(integral),
+        nodes,
+        np.asarray(graph.nodes),
+        _turns(pixels, start, nodes, radius / scale),
+        np.asarray([kind == "crossing" for kind in graph.node_kind], bool),
+        np.asarray(graph.node_degree),
+        scale,
+    )
 
 
 def _turns(pixels, start, nodes, radius_px) -> np.ndarray:

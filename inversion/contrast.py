@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Contrast as a cue of slope: a vessel that runs along the rays shows more contrast than its width explains.
 
-A ray meets a vessel of radius r under the angle a over the length 2 r / sin(a): p = mu 2 r / sin(a). The direction of a vessel
+A ray meets a vessel of radius r under the angle a over the length 2 r / sin(a): p = mu 2 r / sin(a). The direction of
+a vessel
 in space follows from its directions in two images, so that both images can be asked.
 """
 
@@ -20,7 +21,8 @@ TYPICAL_STRETCH = 1.155
 
 @dataclass(frozen=True)
 class ImagePlanes:
-    """At every centreline point: unit ``ray`` ``(N, 3)`` and unit ``normal`` ``(N, 3)`` of the plane of ray and image tangent."""
+    """At every centreline point: unit ``ray`` ``(N, 3)`` and unit ``normal`` ``(N, 3)`` of the plane of ray and image
+    tangent."""
 
     ray: np.ndarray
     normal: np.ndarray
@@ -44,7 +46,8 @@ def image_planes(camera: Camera, chains: Chains, window_mm: float = 3.0) -> Imag
 
 
 def attenuation(chains: Chains) -> float:
-    """Attenuation of the contrast agent, 1/mm, from the vessels themselves: their median stretch is that of directions at random.
+    """Attenuation of the contrast agent, 1/mm, from the vessels themselves: their median stretch is that of directions
+    at random.
 
     NaN where no line integrals are known.
     """
@@ -82,7 +85,8 @@ def contrast_mismatch(planes: tuple[ImagePlanes, ImagePlanes], near: np.ndarray,
         near: ``(N, K)`` point of the second view for every candidate of the first.
 
     Returns:
-        ``slope`` ``(N, K)``: mean over both views of |log(stretch seen / stretch of the direction in space)|, at most 1 each;
+        ``slope`` ``(N, K)``: mean over both views of |log(stretch seen / stretch of the direction in space)|, at most
+        1 each;
         ``bore`` ``(N, K)`` in 0..1: how different the vessel diameters are that both line integrals give for this
         direction, d = p sin(a) / mu. It needs no width and so holds for vessels of a pixel or two.
 

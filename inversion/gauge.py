@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The scale that two views leave open, fixed by a stated assumption (docs/geometry.md, "What two views cannot know")."""
+"""The scale that two views leave open, fixed by a stated assumption (docs/geometry.md, "What two views cannot
+know")."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ OFFSET_SIGMA_MM = 25.0
 
 @dataclass(frozen=True)
 class ScaleGauge:
-    """``scale`` about ``center_lps_mm`` (the first source) takes the matched points to the fixed gauge; ``cameras`` go with it.
+    """``scale`` about ``center_lps_mm`` (the first source) takes the matched points to the fixed gauge; ``cameras`` go
+    with it.
 
     ``sigma`` is the relative standard deviation of the scale under the assumption; ``reason`` says what fixed it.
     """

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Centreline matching of two views: every piece of either view takes a path through the other, and the two must agree."""
+"""Centreline matching of two views: every piece of either view takes a path through the other, and the two must
+agree."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ class MatchSettings:
         mutual_price: per mm that the other view's path contradicts; places nearer than ``agree_mm`` are the same.
         slope_price: per mm, for a factor e between the contrast seen and that expected for the slope in space.
         bore_price: per mm, for diameters that differ altogether according to the contrast of both views.
-        end_price: per mm between a vessel end (junction) of one view and the next one of the other, up to ``end_cap_mm``.
+        end_price: per mm between a vessel end (junction) of one view and the next one of the other, up to
+            ``end_cap_mm``.
         witness_price: per mm of centreline and per mm that a place lies off the centrelines of a further view, up to
             ``witness_cap_mm``.
         candidates: places that a point may take, at most.
@@ -55,8 +57,10 @@ class MatchSettings:
 class Match:
     """The chosen path of every point of either view.
 
-    For view k (0 or 1): ``points_mm[k]`` ``(N_k, 3)`` LPS mm, NaN where unmatched; ``confidence[k]`` ``(N_k,)`` in 0..1: 1 where
-    the other view's path says the same, 0.25 where it says nothing, 0 where it says something else; ``partner[k]`` ``(N_k,)``
+    For view k (0 or 1): ``points_mm[k]`` ``(N_k, 3)`` LPS mm, NaN where unmatched; ``confidence[k]`` ``(N_k,)`` in
+    0..1: 1 where
+    the other view's path says the same, 0.25 where it says nothing, 0 where it says something else; ``partner[k]``
+    ``(N_k,)``
     nearest point of the other view, -1 where unmatched. ``cost``: of the whole labelling.
     """
 
@@ -77,8 +81,14 @@ def both_candidates(cameras: tuple[Camera, Camera], chains: tuple[Chains, Chains
                                  reach_mm=reach_mm, limit=settings.candidates) for a in (0, 1))
 
 
-def match_views(cameras: tuple[Camera, Camera], chains: tuple[Chains, Chains], settings: MatchSettings, *, seed: int = 0,
-                witnesses: Sequence[tuple[Camera, Chains]] = ()) -> Match:
+def match_views(
+    cameras: tuple[Camera, Camera],
+    chains: tuple[Chains, Chains],
+    settings: MatchSettings,
+    *,
+    seed: int = 0,
+    witnesses: Sequence[tuple[Camera, Chains]] = (),
+) -> Match:
     """Match the centrelines of two views.
 
     Args:
@@ -88,8 +98,10 @@ def match_views(cameras: tuple[Camera, Camera], chains: tuple[Chains, Chains], s
         witnesses: further views, corrected, with their centrelines: places that they do not show as vessel cost more.
     """
     tables = both_tables(cameras, chains, settings, witnesses)
-    links = tuple(agreement_links(tables[a], tables[1 - a], chains[a].weight_mm, settings.mutual_price, settings.agree_mm)
-                  for a in (0, 1))
+    links = tuple(
+        agreement_links(tables[a], tables[1 - a], chains[a].weight_mm, settings.mutual_price, settings.agree_mm)
+        for a in (0, 1)
+    )
     joints = tuple(node_joints(tables[a], chains[a], settings.node_price, settings.node_cap_mm) for a in (0, 1))
     states, cost = agree(tables, chains, links, joints, rounds=settings.rounds)
     return _collect(states, tables, chains, cost, settings.agree_mm)
@@ -98,10 +110,21 @@ def match_views(cameras: tuple[Camera, Camera], chains: tuple[Chains, Chains], s
 def both_tables(cameras, chains, settings: MatchSettings, witnesses=()) -> tuple[PathTables, PathTables]:
     """Cost tables of the paths of either view through the other."""
     candidates = both_candidates(cameras, chains, settings)
-    return tuple(path_tables(
-        candidates[a], (cameras[a], cameras[1 - a]), (chains[a], chains[1 - a]), settings.path,
-        slope_price=settings.slope_price, bore_price=settings.bore_price, end_price=settings.end_price, end_cap_mm=settings.end_cap_mm,
-        along_share=settings.along_share, extra=_witness_costs(candidates[a], witnesses, settings)) for a in (0, 1))
+    return tuple(
+        path_tables(
+            candidates[a],
+            (cameras[a], cameras[1 - a]),
+            (chains[a], chains[1 - a]),
+            settings.path,
+            slope_price=settings.slope_price,
+            bore_price=settings.bore_price,
+            end_price=settings.end_price,
+            end_cap_mm=settings.end_cap_mm,
+            along_share=settings.along_share,
+            extra=_witness_costs(candidates[a], witnesses, settings),
+        )
+        for a in (0, 1)
+    )
 
 
 def _witness_costs(candidates: Candidates, witnesses, settings: MatchSettings) -> np.ndarray | None:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Smooth curves in space that stay on both image centrelines.
 
-A matched place is well known across the planes of ray and image tangent of both views, and badly known along directions that lie
+A matched place is well known across the planes of ray and image tangent of both views, and badly known along
+directions that lie
 in both planes: where the vessel runs within the epipolar plane, its depth is open. Smoothing therefore weighs each
 place by these two planes and lets bending decide the rest.
 """
@@ -19,7 +20,9 @@ BEND_LENGTH_MM = 4.0
 SLIDE_SHARE = 0.02
 
 
-def smooth_curve(points_mm: np.ndarray, normals: tuple[np.ndarray, np.ndarray], step_mm: np.ndarray, *, rounds: int = 3) -> np.ndarray:
+def smooth_curve(
+    points_mm: np.ndarray, normals: tuple[np.ndarray, np.ndarray], step_mm: np.ndarray, *, rounds: int = 3
+) -> np.ndarray:
     """Least-squares curve: residuals across both planes, plus bending; places that do not fit lose weight (Cauchy).
 
     Args:
@@ -63,7 +66,8 @@ def local_lines(points: np.ndarray, arc: np.ndarray, sigma_mm: float) -> np.ndar
 
 
 def _bending(gap: np.ndarray) -> np.ndarray:
-    """``(n, 3)`` lower bands of the matrix of the bending energy (one coordinate), for spacings ``gap`` ``(n - 1,)``."""
+    """``(n, 3)`` lower bands of the matrix of the bending energy (one coordinate), for spacings ``gap`` ``(n -
+    1,)``."""
     count = len(gap) + 1
     half = 0.5 * (gap[:-1] + gap[1:])
     # Second derivative at inner points: coefficients of the point before, the point, and the point after.

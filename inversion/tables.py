@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Costs of all paths of one view's pieces through the candidates of the other view, as tables for the Viterbi algorithm."""
+"""Costs of all paths of one view's pieces through the candidates of the other view, as tables for the Viterbi
+algorithm."""
 
 from __future__ import annotations
 
@@ -21,8 +22,10 @@ FORBIDDEN = 1e6
 class PathTables:
     """Costs of the paths of one view; state K of every point is "no match".
 
-    ``unary`` ``(N, K + 1)``; ``pair`` ``(N, K + 1, K + 1)`` from the state of the previous point of the piece to that of the point
-    (unused at a piece's start); ``points_mm`` ``(N, K + 1, 3)``, NaN where there is no match; ``partner`` ``(N, K + 1)`` nearest point
+    ``unary`` ``(N, K + 1)``; ``pair`` ``(N, K + 1, K + 1)`` from the state of the previous point of the piece to that
+    of the point
+    (unused at a piece's start); ``points_mm`` ``(N, K + 1, 3)``, NaN where there is no match; ``partner`` ``(N, K +
+    1)`` nearest point
     of the other view, -1 without one.
     """
 
@@ -47,9 +50,19 @@ def turn_costs(chains: Chains, price: float) -> np.ndarray:
     return cost
 
 
-def path_tables(candidates: Candidates, cameras: tuple[Camera, Camera], chains: tuple[Chains, Chains], price: PathPrices, *,
-                slope_price: float, bore_price: float, end_price: float, end_cap_mm: float, along_share: float = 1.0,
-                extra: np.ndarray | None = None) -> PathTables:
+def path_tables(
+    candidates: Candidates,
+    cameras: tuple[Camera, Camera],
+    chains: tuple[Chains, Chains],
+    price: PathPrices,
+    *,
+    slope_price: float,
+    bore_price: float,
+    end_price: float,
+    end_cap_mm: float,
+    along_share: float = 1.0,
+    extra: np.ndarray | None = None,
+) -> PathTables:
     """Tables of the paths of view 0 of the arguments through its view 1.
 
     Args:
@@ -124,13 +137,17 @@ def _end_costs(own: Chains, other: Chains, near: np.ndarray, cap_mm: float) -> t
 
 
 def _node_distances(chains: Chains) -> tuple[np.ndarray, np.ndarray]:
-    """Distance in the image of every point to the nearest vessel end, and to the nearest junction, less the radius; mm."""
+    """Distance in the image of every point to the nearest vessel end, and to the nearest junction, less the radius;
+    mm."""
     out = []
     for chosen in (chains.degree == 1, chains.degree >= 3):
         where = np.flatnonzero(chosen)
         if not len(where):
             out.append(np.full(len(chains.step_mm), np.inf))
             continue
-        gap = np.linalg.norm(chains.pixels[:, None] - chains.node_pixels[None, where], axis=-1).min(1) * chains.mm_per_pixel
+        gap = (
+            np.linalg.norm(chains.pixels[:, None] - chains.node_pixels[None, where], axis=-1).min(1)
+            * chains.mm_per_pixel
+        )
         out.append(np.maximum(gap - 1.0 - chains.radius_mm, 0.0))
     return out[0], out[1]

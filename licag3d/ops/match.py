@@ -56,17 +56,42 @@ class _Chains(ctypes.Structure):
 
 
 class _Prices(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_double) for name in ("none", "jump", "jump_cap_mm", "slack", "gap", "calibre", "calibre_cap",
-                                                     "tolerance_mm", "reach_mm", "flat")]
+    _fields_ = [
+        (name, ctypes.c_double)
+        for name in (
+            "none",
+            "jump",
+            "jump_cap_mm",
+            "slack",
+            "gap",
+            "calibre",
+            "calibre_cap",
+            "tolerance_mm",
+            "reach_mm",
+            "flat",
+        )
+    ]
 
 
-def match_cost(chains_a: ChainArrays, chains_b: ChainArrays, theta_a: np.ndarray, phi_a: np.ndarray, theta_b: np.ndarray,
-               phi_b: np.ndarray, baseline_mm: np.ndarray, turn: np.ndarray, prices: PathPrices, *, reach_mm: float,
-               swapped: bool = False) -> tuple[np.ndarray, np.ndarray]:
+def match_cost(
+    chains_a: ChainArrays,
+    chains_b: ChainArrays,
+    theta_a: np.ndarray,
+    phi_a: np.ndarray,
+    theta_b: np.ndarray,
+    phi_b: np.ndarray,
+    baseline_mm: np.ndarray,
+    turn: np.ndarray,
+    prices: PathPrices,
+    *,
+    reach_mm: float,
+    swapped: bool = False,
+) -> tuple[np.ndarray, np.ndarray]:
     """Viterbi cost of every piece of view a through view b, summed, for M camera candidates.
 
     Args:
-        theta_a, phi_a: ``(M, N_a)`` epipolar plane and ray angles of view a, radians; ``theta_b``, ``phi_b`` ``(M, N_b)``.
+        theta_a, phi_a: ``(M, N_a)`` epipolar plane and ray angles of view a, radians; ``theta_b``, ``phi_b`` ``(M,
+            N_b)``.
         baseline_mm: ``(M,)`` distance of the sources.
         turn: ``(P_b, P_b)`` price of going on from one piece of view b in another.
         reach_mm: distance from the baseline to the scene.
@@ -94,7 +119,9 @@ def match_cost(chains_a: ChainArrays, chains_b: ChainArrays, theta_a: np.ndarray
     cost, matched = np.zeros(count), np.zeros(count)
     packed_a, keep_a = _pack(chains_a)
     packed_b, keep_b = _pack(chains_b)
-    native_prices = _Prices(*(getattr(prices, name) if name != "reach_mm" else reach_mm for name, _ in _Prices._fields_))
+    native_prices = _Prices(
+        *(getattr(prices, name) if name != "reach_mm" else reach_mm for name, _ in _Prices._fields_)
+    )
     pointers = [ctypes.c_void_p(x.ctypes.data) for x in (*arrays, cost, matched)]
     native.call("match_cost", torch.device("cpu"), packed_a, packed_b, native_prices, ctypes.c_int64(count),
                 ctypes.c_int32(int(swapped)), *pointers)

@@ -32,7 +32,9 @@ def chains_of(curves: list[np.ndarray], camera: Camera, radius_mm=(1.6, 1.1, 0.8
     """Exact projections of curves as pieces; piece 0 ends where the others start."""
     pixels = [camera.project(curve)[0] for curve in curves]
     start = np.concatenate([[0], np.cumsum([len(p) for p in pixels])])
-    step = np.concatenate([np.r_[0.0, np.linalg.norm(np.diff(p, axis=0), axis=1)] for p in pixels]) * camera.mm_per_pixel
+    step = (
+        np.concatenate([np.r_[0.0, np.linalg.norm(np.diff(p, axis=0), axis=1)] for p in pixels]) * camera.mm_per_pixel
+    )
     weight = 0.5 * step
     weight[:-1] += 0.5 * step[1:]
     radius = np.repeat(radius_mm[:len(curves)], [len(p) for p in pixels])

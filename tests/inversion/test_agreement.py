@@ -29,7 +29,9 @@ def random_problem(seed: int, pieces=(2, 2), states: int = 3):
     for side in (0, 1):
         point, state = (x.ravel() for x in np.meshgrid(np.arange(counts[side]), np.arange(states - 1), indexing="ij"))
         partner = rng.integers(0, counts[1 - side], len(point))
-        links.append(Links(point, state, partner, rng.integers(-1, states - 1, len(point)), rng.uniform(0, 0.6, len(point))))
+        links.append(
+            Links(point, state, partner, rng.integers(-1, states - 1, len(point)), rng.uniform(0, 0.6, len(point)))
+        )
         joints.append([Joint(1, 2, rng.uniform(0, 0.5, (states, states)))])
     return tuple(tables), tuple(chains), tuple(links), tuple(joints)
 

@@ -72,7 +72,9 @@ def test_nothing_to_match():
     cost, matched = match_cost(some, none, *angles, baselines, np.zeros((0, 0)), PRICES, reach_mm=750.0)
     assert cost[0] == pytest.approx(PRICES.none * some.length_mm)
     assert matched[0] == 0
-    cost, matched = match_cost(none, some, *angles[2:], *angles[:2], baselines, turn_costs(some, 1.0), PRICES, reach_mm=750.0)
+    cost, matched = match_cost(
+        none, some, *angles[2:], *angles[:2], baselines, turn_costs(some, 1.0), PRICES, reach_mm=750.0
+    )
     assert (cost[0], matched[0]) == (0, 0)
     cost, matched = match_cost(some, some, *(np.zeros((0, len(some.step_mm))) for _ in range(4)), np.zeros(0),
                                turn_costs(some, 1.0), PRICES, reach_mm=750.0)
@@ -84,7 +86,9 @@ def test_wrong_shapes_are_refused():
     chains = tuple(chains_of(vessels(), c) for c in cameras)
     angles, baselines = arguments(cameras, chains)
     with pytest.raises(ValueError, match="phi_b has shape"):
-        match_cost(*chains, *angles[:3], angles[3][:, 1:], baselines, turn_costs(chains[1], 1.0), PRICES, reach_mm=750.0)
+        match_cost(
+            *chains, *angles[:3], angles[3][:, 1:], baselines, turn_costs(chains[1], 1.0), PRICES, reach_mm=750.0
+        )
     with pytest.raises(ValueError, match="turn has shape"):
         match_cost(*chains, *angles, baselines, np.zeros((1, 1)), PRICES, reach_mm=750.0)
 

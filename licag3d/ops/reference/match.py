@@ -11,7 +11,9 @@ import numpy as np
 LIMIT = 32  # candidates of a point
 
 
-def match_cost(chains_a, chains_b, theta_a, phi_a, theta_b, phi_b, baseline_mm, turn, prices, *, reach_mm, swapped=False):
+def match_cost(
+    chains_a, chains_b, theta_a, phi_a, theta_b, phi_b, baseline_mm, turn, prices, *, reach_mm, swapped=False
+):
     """Same arguments and results as :func:`licag3d.ops.match.match_cost`."""
     results = [_one(chains_a, chains_b, *angles, turn, prices, reach_mm, swapped)
                for angles in zip(theta_a, phi_a, theta_b, phi_b, baseline_mm, strict=True)]
@@ -23,8 +25,9 @@ def _one(chains_a, chains_b, theta_a, phi_a, theta_b, phi_b, baseline_mm, turn, 
     for begin, end in zip(chains_a.start[:-1], chains_a.start[1:], strict=True):
         before = None
         for i in range(begin, end):
-            points, costs, pieces = _candidates(chains_a, chains_b, i, theta_a[i], phi_a[i], theta_b, phi_b, baseline_mm,
-                                                prices, reach_mm, swapped)
+            points, costs, pieces = _candidates(
+                chains_a, chains_b, i, theta_a[i], phi_a[i], theta_b, phi_b, baseline_mm, prices, reach_mm, swapped
+            )
             weight = chains_a.weight_mm[i]
             own = np.append(costs, prices.none) * weight
             gain = np.append(np.full(len(costs), weight), 0.0)
