@@ -9,13 +9,13 @@ import numpy as np
 def attenuation_image(image: np.ndarray, intensity: str) -> np.ndarray:
     """An image that rises with the line integral, vessels bright: ``-log`` of the detected intensity.
 
-    Beer-Lambert: a vessel adds its own line integral p to ``-log(I)``, whatever lies behind it, so vessel and background
-    separate by subtraction. ``log`` images have that already.
+    Beer-Lambert: a vessel adds its own line integral p to ``-log(I)``, whatever lies behind it, so vessel and
+    background separate by subtraction. ``log`` images have that already.
 
     ``display`` values are monotone in the intensity but otherwise unknown, anything from linear to logarithmic with a
-    window, where black is not zero intensity. ``-log(grey + median grey)`` lies between: its slope falls by three from
-    black to white, where the true slope would be constant (logarithmic display) or fall without bound (linear). Measured
-    against both ends in docs/evidence.md.
+    window, where black is not zero intensity. ``-log(grey + median grey)`` lies between: its slope falls by about three
+    from black to white, where the true slope would be constant (logarithmic display) or fall without bound (linear).
+    Measured against both ends in docs/evidence.md.
 
     Args:
         image: ``(rows, cols)`` in 0..1, vessels dark.

@@ -107,5 +107,6 @@ def _parabola(x, values, index):
     a, b, c = values[row, k - 1], values[row, k], values[row, k + 1]
     with np.errstate(invalid="ignore"):
         curve = a - 2 * b + c
-        move = np.where(inner & np.isfinite(curve) & (curve > 1e-12), 0.5 * (a - c) / np.where(curve > 1e-12, curve, 1), 0)
+        usable = inner & np.isfinite(curve) & (curve > 1e-12)
+        move = np.where(usable, 0.5 * (a - c) / np.where(usable, curve, 1), 0)
     return x[index] + np.clip(np.nan_to_num(move), -1, 1) * (x[1] - x[0])

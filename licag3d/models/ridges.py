@@ -25,6 +25,7 @@ class RidgeRules:
         min_length_mm: shorter free ridges are dropped.
         min_strength_mm: least sum along a free ridge of the score above 0.8 ``grow_score``, times length; the second
             number holds for ridges farther than ``near_mm`` from the main tree.
+        min_tree_mm: strength of the strongest ridge below which the frame has no vessels at all.
         gap_mm, gap_score: largest gap that a minimal path may close, and the mean score it needs.
         gap_contrast: share of the contrast of the vessel that the path across a gap must keep (median).
         first_share: share of length and strength that a free ridge needs to take part in closing gaps.
@@ -41,6 +42,7 @@ class RidgeRules:
     min_length_mm: float = 6.0
     min_strength_mm: tuple[float, float] = (12.0, 30.0)
     near_mm: float = 12.0
+    min_tree_mm: float = 60.0
     gap_mm: float = 9.0
     gap_score: float = 1.6
     gap_contrast: float = 0.45
@@ -56,7 +58,8 @@ def thin_ridges(response: LineResponse, valid: np.ndarray, floor: float) -> np.n
     normal_col, normal_row = -response.direction_row[rows, cols], response.direction_col[rows, cols]
     keep = np.ones(len(rows), bool)
     for side in (-1.0, 1.0):
-        beside = ndimage.map_coordinates(score, [rows + side * normal_row, cols + side * normal_col], order=1, mode="nearest")
+        at = [rows + side * normal_row, cols + side * normal_col]
+        beside = ndimage.map_coordinates(score, at, order=1, mode="nearest")
         keep &= score[rows, cols] >= beside
     ridge = np.zeros(score.shape, bool)
     ridge[rows[keep], cols[keep]] = True
@@ -146,6 +149,8 @@ def _drop_weak(ridge, response: LineResponse, mm_per_pixel: float, rules: RidgeR
     excess = np.clip(response.score - 0.8 * rules.grow_score, 0, 8) * mm_per_pixel
     strength = ndimage.sum_labels(np.where(ridge, excess, 0), labels_on, index)
     strength[0] = length_mm[0] = 0
+    if strength.max() < factor * rules.min_tree_mm:
+        return np.zeros_like(ridge)
     main = strength > 0.3 * strength.max()
     distance_mm = ndimage.distance_transform_edt(~(ridge & main[labels])) * mm_per_pixel
     away = ndimage.minimum(distance_mm, labels, index)

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Oriented, two-sided line filters: how much brighter a band is than the band on its left AND on its right.
 
-A Hessian filter answers to one-sided edges (diaphragm, heart border, ribs, spine) with half a vessel's response. Here the
-contrast to the left and to the right are taken apart and the smaller one counts, which is near zero at an edge. The bands
-are long, anisotropic Gaussians, which averages noise along the vessel. Responses are divided by their own local spread, so
-that one threshold in standard deviations holds for all scales, doses and anatomies.
+A Hessian filter answers to one-sided edges (diaphragm, heart border, ribs, spine) with half a vessel's response. Here
+the contrast to the left and to the right are taken apart and the smaller one counts, which is near zero at an edge. The
+bands are long, anisotropic Gaussians, which averages noise along the vessel. Responses are divided by their own local
+spread, so that one threshold in standard deviations holds for all scales, doses and anatomies.
 
-Related: oriented line detectors with separate sides (Koller et al., "Multiscale detection of curvilinear structures in 2-D
-and 3-D image data", ICCV 1995, the minimum of both sides); Sato et al. 1998 and Frangi et al. 1998 for the Hessian filters.
+Related: the minimum of both sides is from Koller et al., "Multiscale detection of curvilinear structures in 2-D and 3-D
+image data", ICCV 1995; Sato et al. 1998 and Frangi et al. 1998 are the Hessian filters.
 """
 
 from __future__ import annotations
@@ -63,8 +63,7 @@ def line_response(image: np.ndarray, valid: np.ndarray, radii: list[float], *, d
         factor = 1
         while radius / factor >= 3.2:
             factor *= 2
-        contrast, double_cos, double_sin, spread = _one_scale(_shrink(full, factor), _shrink(mask, factor), radius / factor)
-        layers = torch.stack([contrast, double_cos, double_sin, spread])[None]
+        layers = torch.stack(_one_scale(_shrink(full, factor), _shrink(mask, factor), radius / factor))[None]
         if factor > 1:
             layers = torch.nn.functional.interpolate(layers, scale_factor=factor, mode="bilinear", align_corners=False)
         layers = layers[0, :, :rows, :cols]
@@ -91,7 +90,7 @@ def _shrink(x, factor: int):
 
 
 def _one_scale(image, mask, radius: float):
-    """Best two-sided contrast over orientation, its double-angle direction, and the local spread, on one grid."""
+    """Best two-sided contrast over orientation, cosine and sine of its doubled angle, local spread, on one grid."""
     import torch
 
     rows, cols = image.shape[-2:]
@@ -132,8 +131,8 @@ def _one_scale(image, mask, radius: float):
 def _local_spread(samples, inside, tiles: int = 7):
     """Standard deviation of ``samples`` ``(k, rows, cols)`` (absolute values) from the median in overlapping tiles.
 
-    The median hardly sees the vessels, which fill a small part of a tile. At least half the global value is returned: no
-    island of zero spread in flat or clipped corners.
+    The median hardly sees the vessels, which fill a small part of a tile. At least half the global value is returned:
+    no island of zero spread in flat or clipped corners.
     """
     import torch
 
@@ -144,13 +143,13 @@ def _local_spread(samples, inside, tiles: int = 7):
     for i in range(tiles):
         for j in range(tiles):
             r, c = (i + 0.5) * rows / tiles, (j + 0.5) * cols / tiles
-            window = (slice(max(0, int(r - half)), int(r + half) + 1, 2), slice(max(0, int(c - half)), int(c + half) + 1, 2))
+            window = tuple(slice(max(0, int(x - half)), int(x + half) + 1, 2) for x in (r, c))
             chosen = samples[(slice(None), *window)][:, inside[window]]
             # A tile with few valid pixels says nothing of its own.
             enough = chosen.shape[1] * 4 > 0.2 * (2 * half) ** 2
             grid[i, j] = 1.4826 * chosen.median() if enough else everywhere
-    local = torch.nn.functional.interpolate(grid[None, None], size=(rows, cols), mode="bilinear", align_corners=False)[0, 0]
-    return torch.maximum(local, 0.5 * everywhere).clamp_min(1e-6)
+    local = torch.nn.functional.interpolate(grid[None, None], size=(rows, cols), mode="bilinear", align_corners=False)
+    return torch.maximum(local[0, 0], 0.5 * everywhere).clamp_min(1e-6)
 
 
 def _fast_size(n: int) -> int:
