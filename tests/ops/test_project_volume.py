@@ -357,3 +357,14 @@ def test_wrong_projections_are_told() -> None:
         backproject(torch.zeros(3), random_rays(4, 0), shape=SHAPE, **GRID)
     with pytest.raises(ValueError, match="volume size"):
         backproject(torch.zeros(4), random_rays(4, 0), shape=(4096, 4096, 4096), **GRID)
+
+
+@pytest.mark.parametrize("step_mm", STEPS)
+def test_twin_transposes_agree(step_mm) -> None:
+    # The twin spreads samples when no gradient is wanted and asks autograd when one is.
+    rays = random_rays(150, 21)
+    y = torch.rand(2, 150, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+    spread = reference.backproject(y, rays, shape=SHAPE, **GRID, step_mm=step_mm)
+    derived = reference.backproject(y.requires_grad_(), rays, shape=SHAPE, **GRID, step_mm=step_mm)
+    assert derived.requires_grad and not spread.requires_grad
+    assert relative(spread, derived) < 1e-12

@@ -7,7 +7,8 @@ reference. Autograd runs through every line.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from numbers import Real
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,27 +28,30 @@ def project_volume(volume: torch.Tensor, cameras: Cameras | Rays, *, voxel_size_
     """
     if volume.dim() not in (3, 4):
         raise ValueError(f"volume has shape {tuple(volume.shape)}; expected (D, H, W) or (B, D, H, W)")
-    size = [float(voxel_size_mm)] * 3 if isinstance(voxel_size_mm, (int, float)) else [float(x) for x in voxel_size_mm]
     batch = volume if volume.dim() == 4 else volume[None]
-    origin, direction = cameras.rays()
-    out = _project(batch, origin, direction, size, [float(x) for x in origin_mm], float(step_mm or 0.0))
+    out = _project(batch, *cameras.rays(), *_spec(voxel_size_mm, origin_mm, step_mm))
     return out if volume.dim() == 4 else out[0]
 
 
 def backproject(projections: torch.Tensor, cameras: Cameras | Rays, *, shape: Sequence[int],
                 voxel_size_mm: float | Sequence[float], origin_mm: Sequence[float],
                 step_mm: float | None = None) -> torch.Tensor:
-    """Twin of :func:`licag3d.ops.backproject`: the transpose as autograd derives it from the twin projection."""
-    size = [float(voxel_size_mm)] * 3 if isinstance(voxel_size_mm, (int, float)) else [float(x) for x in voxel_size_mm]
+    """Twin of :func:`licag3d.ops.backproject`, for any float dtype.
+
+    Where a gradient is wanted it is the transpose as autograd derives it from the twin projection (memory grows with
+    the number of samples), else the samples are spread one part of the rays after another.
+    """
+    spec = _spec(voxel_size_mm, origin_mm, step_mm)
     origin, direction = cameras.rays()
     batched = projections.dim() == direction.dim()
     batch = projections if batched else projections[None]
-    with torch.enable_grad():
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (batch, origin, direction)):
         zero = batch.new_zeros((batch.shape[0], *shape), requires_grad=True)
-        image = _project(zero, origin, direction, size, [float(x) for x in origin_mm], float(step_mm or 0.0))
-        keep = torch.is_grad_enabled() and (batch.requires_grad or origin.requires_grad or direction.requires_grad)
-        (out,) = torch.autograd.grad(image, zero, batch, create_graph=keep, allow_unused=True)
-    out = torch.zeros_like(zero) if out is None else out
+        image = _project(zero, origin, direction, *spec)
+        (out,) = torch.autograd.grad(image, zero, batch, create_graph=True, allow_unused=True)
+        out = torch.zeros_like(zero) if out is None else out
+    else:
+        out = backproject_rays(batch, origin, direction, shape, *spec)
     return out if batched else out[0]
 
 
@@ -57,54 +61,94 @@ def project_rays(volume, origin, direction, voxel_size_mm, origin_mm, step_mm) -
         return _project(volume, origin.detach(), direction.detach(), voxel_size_mm, origin_mm, step_mm)
 
 
+@torch.no_grad()
 def backproject_rays(projections, origin, direction, size, voxel_size_mm, origin_mm, step_mm) -> torch.Tensor:
-    """The fallback of the native transpose."""
-    # Inside a custom operator autograd is off at the dispatcher; detached leaves and an explicit graph still work.
-    with torch.inference_mode(False), torch.enable_grad():
-        zero = projections.new_zeros((projections.shape[0], *size)).requires_grad_()
-        image = _project(zero, origin.detach(), direction.detach(), voxel_size_mm, origin_mm, step_mm)
-        (out,) = torch.autograd.grad(image, zero, projections.detach(), allow_unused=True)
-    return torch.zeros_like(zero) if out is None else out.detach()
+    """The fallback of the native transpose: every sample gives its share to its eight voxels, a part of the rays at a
+    time, so that memory does not grow with their number."""
+    flat = projections.reshape(projections.shape[0], -1)
+    out = flat.new_zeros((flat.shape[0], *size))
+    voxels = out.reshape(flat.shape[0], -1)
+    spec = voxel_size_mm, origin_mm, step_mm
+    for rays, axis in _parts(out, origin, direction, *spec):
+        points, weights = _samples(out, origin.reshape(-1, 3)[rays], direction.reshape(-1, 3)[rays], axis, *spec)
+        share = flat[:, rays, None] * weights.to(flat.dtype)
+        for index, weight in _corners(out, *points):
+            # Outside the grid the weight is 0, but 0 * NaN is not.
+            share_here = torch.where(weight != 0, share * weight.to(flat.dtype), 0.0)
+            voxels.index_add_(1, index.reshape(-1), share_here.reshape(flat.shape[0], -1))
+    return out
 
 
 def grad_rays(volume, origin, direction, weights, voxel_size_mm, origin_mm,
               step_mm) -> tuple[torch.Tensor, torch.Tensor]:
-    """The fallback of the native gradient by the rays."""
+    """The fallback of the native gradient by the rays, also a part of the rays at a time."""
+    by_origin, by_direction = torch.zeros_like(direction), torch.zeros_like(direction)
+    flat_origin, flat_direction = by_origin.view(-1, 3), by_direction.view(-1, 3)
+    flat_weights = weights.detach().reshape(weights.shape[0], -1)
+    finite = torch.isfinite(origin).all(-1) & torch.isfinite(direction).all(-1)
+    by_origin[~finite] = by_direction[~finite] = torch.nan
+    spec = voxel_size_mm, origin_mm, step_mm
+    # Inside a custom operator autograd is off; detached leaves and a graph of their own still work.
     with torch.inference_mode(False), torch.enable_grad():
-        start, way = (x.detach().clone().contiguous().requires_grad_() for x in (origin, direction))
-        image = _project(volume.detach(), start, way, voxel_size_mm, origin_mm, step_mm)
-        found = torch.autograd.grad(image, (start, way), weights.detach(), allow_unused=True)
-    return tuple(torch.zeros_like(start) if g is None else g.detach() for g in found)
+        for rays, axis in _parts(volume, origin, direction, *spec):
+            start, way = (x.detach().reshape(-1, 3)[rays].clone().requires_grad_() for x in (origin, direction))
+            image = _integrate(volume.detach(), start, way, axis, *spec)
+            found = torch.autograd.grad(image, (start, way), flat_weights[:, rays], allow_unused=True)
+            for target, value in zip((flat_origin, flat_direction), found, strict=True):
+                if value is not None:
+                    target[rays] = value
+    return by_origin, by_direction
 
 
-def _project(volume: torch.Tensor, origin: torch.Tensor, direction: torch.Tensor, voxel_size_mm: Sequence[float],
-             origin_mm: Sequence[float], step_mm: float) -> torch.Tensor:
+def _spec(voxel_size_mm, origin_mm, step_mm) -> tuple[list[float], list[float], float]:
+    size = [float(voxel_size_mm)] * 3 if isinstance(voxel_size_mm, Real) else [float(x) for x in voxel_size_mm]
+    return size, [float(x) for x in origin_mm], float(step_mm or 0.0)
+
+
+def _project(volume: torch.Tensor, origin: torch.Tensor, direction: torch.Tensor, *spec) -> torch.Tensor:
     """``(B, D, H, W)`` and rays ``(..., 3)`` to ``(B, ...)``."""
     start, way = origin.reshape(-1, 3), direction.reshape(-1, 3)
-    size, first = start.new_tensor(voxel_size_mm), start.new_tensor(origin_mm)
-    index_start, index_way = (start - first) / size, way / size
-    length = _length(way)
     finite = torch.isfinite(start).all(-1) & torch.isfinite(way).all(-1)
-    usable = finite & (length > 0)
-    count = start.shape[0]
-    # A ray without length stays 0, one that is not finite is NaN.
-    out = torch.where(finite, 0.0, float("nan")).to(volume.dtype).expand(volume.shape[0], count)
-    main = index_way.detach().abs().argmax(-1)
-    pieces, places = [], []
-    groups = [(usable & (main == axis), axis) for axis in range(3)] if step_mm == 0 else [(usable, -1)]
-    for chosen, axis in groups:
-        rays = chosen.nonzero()[:, 0]
+    # A ray without length or without samples stays 0, one that is not finite is NaN.
+    out = torch.where(finite, 0.0, float("nan")).to(volume.dtype).repeat(volume.shape[0], 1)
+    parts = list(_parts(volume, origin, direction, *spec))
+    if parts:
+        pieces = [_integrate(volume, start[rays], way[rays], axis, *spec) for rays, axis in parts]
+        out = out.index_copy(1, torch.cat([rays for rays, _ in parts]), torch.cat(pieces, 1))
+    return out.reshape(volume.shape[0], *direction.shape[:-1])
+
+
+@torch.no_grad()
+def _parts(volume, origin, direction, voxel_size_mm, origin_mm, step_mm) -> Iterator[tuple[torch.Tensor, int]]:
+    """The usable rays in parts of bounded work: indices ``(R,)`` and the main axis they share (-1 for the march)."""
+    start, way = origin.reshape(-1, 3), direction.reshape(-1, 3)
+    usable = torch.isfinite(start).all(-1) & torch.isfinite(way).all(-1) & (way != 0).any(-1)
+    main = (way / way.new_tensor(voxel_size_mm)).abs().argmax(-1)
+    for axis in range(3) if step_mm == 0 else (-1,):
+        rays = (usable & (main == axis) if axis >= 0 else usable).nonzero()[:, 0]
         if rays.numel() == 0:
             continue
-        samples = volume.shape[1 + 2 - axis] if axis >= 0 else _march_samples(
-            volume, index_start[rays], index_way[rays], length[rays], step_mm)[1]
+        samples = volume.shape[3 - axis] if axis >= 0 else _march_span(volume, start[rays], way[rays], voxel_size_mm,
+                                                                        origin_mm, step_mm)[1]
         for part in rays.split(max(1, _CHUNK_SAMPLES // max(1, samples))):
-            arguments = volume, index_start[part], index_way[part], length[part]
-            pieces.append(_planes(*arguments, axis) if axis >= 0 else _march(*arguments, step_mm))
-            places.append(part)
-    if not pieces:
-        return out.clone().reshape(volume.shape[0], *direction.shape[:-1])
-    return out.index_copy(1, torch.cat(places), torch.cat(pieces, 1)).reshape(volume.shape[0], *direction.shape[:-1])
+            yield part, axis
+
+
+def _integrate(volume, start, way, axis, *spec) -> torch.Tensor:
+    """Line integrals ``(B, R)`` along usable rays ``(R, 3)`` of one main axis."""
+    points, weights = _samples(volume, start, way, axis, *spec)
+    return (_trilinear(volume, *points) * weights.to(volume.dtype)).sum(-1)
+
+
+def _samples(volume, start, way, axis, voxel_size_mm, origin_mm, step_mm) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Index positions x, y, z and weights in mm of all samples, each ``(R, S)``."""
+    size = start.new_tensor(voxel_size_mm)
+    index_start, index_way = (start - start.new_tensor(origin_mm)) / size, way / size
+    length = _length(way)
+    if axis >= 0:
+        return _planes(volume, index_start, index_way, length, axis)
+    first, count = _march_span(volume, start, way, voxel_size_mm, origin_mm, step_mm)
+    return _march(index_start, index_way, length, step_mm, first, count)
 
 
 def _length(way: torch.Tensor) -> torch.Tensor:
@@ -113,7 +157,7 @@ def _length(way: torch.Tensor) -> torch.Tensor:
     return torch.where(square > 0, torch.where(square > 0, square, 1.0).sqrt(), 0.0)
 
 
-def _planes(volume, start, way, length, axis: int) -> torch.Tensor:
+def _planes(volume, start, way, length, axis: int) -> tuple[list[torch.Tensor], torch.Tensor]:
     """Planes rule: p = L sum_k w_k f(x(t_k)) (P. M. Joseph, IEEE Trans. Med. Imaging 1 (1982) 192-196)."""
     k = torch.arange(volume.shape[3 - axis], dtype=start.dtype, device=start.device)
     begin, step = start[:, axis, None], way[:, axis, None]
@@ -121,56 +165,59 @@ def _planes(volume, start, way, length, axis: int) -> torch.Tensor:
               for a in range(3)]
     low, high = torch.minimum(begin, begin + step), torch.maximum(begin, begin + step)
     weight = (torch.minimum(k + 0.5, high) - torch.maximum(k - 0.5, low)).clamp(min=0)
-    # Sums over planes touch only planes near the ray's own extent; the scale is the ray length between two planes.
-    scale = length / way[:, axis].abs()
-    return (_trilinear(volume, *points) * (weight * scale[:, None]).to(volume.dtype)).sum(-1)
+    return points, weight * (length / way[:, axis].abs())[:, None]  # w_k times the ray length between two planes
 
 
-def _march_samples(volume, start, way, length, step_mm: float) -> tuple[int, int]:
+@torch.no_grad()
+def _march_span(volume, start, way, voxel_size_mm, origin_mm, step_mm: float) -> tuple[int, int]:
     """First sample and number of samples that cover the grid for all of these rays."""
-    with torch.no_grad():
-        size = start.new_tensor(volume.shape[:0:-1])
-        low, high = (-1 - start) / way, (size - start) / way
-        inside = (start > -1) & (start < size)
-        still = way.abs() < 1e-12 * way.abs().amax(-1, keepdim=True)
-        infinite = torch.full_like(low, torch.inf)
-        enter = torch.where(still, torch.where(inside, -infinite, infinite), torch.minimum(low, high)).amax(-1)
-        leave = torch.where(still, torch.where(inside, infinite, -infinite), torch.maximum(low, high)).amin(-1)
-        enter, leave = enter.clamp(min=0) * length / step_mm, leave.clamp(max=1) * length / step_mm
-        hit = enter < leave
-        if not hit.any():
-            return 0, 0
-        first = int(enter[hit].min()) - 1
-        return max(first, 0), int(leave[hit].max()) + 2 - max(first, 0)
+    size = start.new_tensor(voxel_size_mm)
+    index, slope = (start - start.new_tensor(origin_mm)) / size, way / size
+    last = start.new_tensor(volume.shape[:0:-1])
+    low, high = (-1 - index) / slope, (last - index) / slope
+    inside = (index > -1) & (index < last)
+    still = slope.abs() < 1e-12 * slope.abs().amax(-1, keepdim=True)
+    endless = torch.full_like(low, torch.inf)
+    enter = torch.where(still, torch.where(inside, -endless, endless), torch.minimum(low, high)).amax(-1)
+    leave = torch.where(still, torch.where(inside, endless, -endless), torch.maximum(low, high)).amin(-1)
+    steps = _length(way) / step_mm
+    enter, leave = enter.clamp(min=0) * steps, leave.clamp(max=1) * steps
+    hit = enter < leave
+    if not hit.any():
+        return 0, 0
+    first = max(int(enter[hit].min()) - 1, 0)
+    return first, int(leave[hit].max()) + 2 - first
 
 
-def _march(volume, start, way, length, step_mm: float) -> torch.Tensor:
+def _march(start, way, length, step_mm: float, first: int, count: int) -> tuple[list[torch.Tensor], torch.Tensor]:
     """March rule: p = h sum_i w_i f(o + (i + 1/2) h d/|d|)."""
-    first, samples = _march_samples(volume, start, way, length, step_mm)
-    i = first + torch.arange(samples, dtype=start.dtype, device=start.device)
+    i = first + torch.arange(count, dtype=start.dtype, device=start.device)
     unit = way / length[:, None]
     points = [start[:, a, None] + (i + 0.5) * step_mm * unit[:, a, None] for a in range(3)]
-    weight = ((length / step_mm)[:, None] - i).clamp(0, 1)
-    return (_trilinear(volume, *points) * (weight * step_mm).to(volume.dtype)).sum(-1)
+    return points, ((length / step_mm)[:, None] - i).clamp(0, 1) * step_mm
 
 
 def _trilinear(volume: torch.Tensor, x: torch.Tensor, y: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
     """The field at index positions ``(R, S)``: ``(B, R, S)``; zero beyond one voxel outside."""
     flat = volume.reshape(volume.shape[0], -1)
-    strides, sizes = (1, volume.shape[3], volume.shape[3] * volume.shape[2]), (volume.shape[3], volume.shape[2],
-                                                                            volume.shape[1])
-    corners = []
-    for position, stride, size in zip((x, y, z), strides, sizes, strict=True):
+    total = torch.zeros((), dtype=volume.dtype, device=volume.device)
+    for index, weight in _corners(volume, x, y, z):
+        total = total + flat[:, index] * weight.to(volume.dtype)
+    return total
+
+
+def _corners(volume, x, y, z) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The eight neighbours of each position: flat voxel index and weight, 0 where a neighbour is outside the grid."""
+    depth, height, width = volume.shape[1:]
+    axes = []
+    for position, stride, size in ((x, 1, width), (y, width, height), (z, width * height, depth)):
         below = position.detach().floor()
         fraction = position - below
         index = below.clamp(-2, size).long()
-        corners.append([(torch.where((at >= 0) & (at < size), weight, torch.zeros_like(weight)),
-                         at.clamp(0, size - 1) * stride)
-                        for at, weight in ((index, 1 - fraction), (index + 1, fraction))])
-    total = torch.zeros((), dtype=volume.dtype, device=volume.device)
-    for weight_z, at_z in corners[2]:
-        for weight_y, at_y in corners[1]:
+        axes.append([(torch.where((at >= 0) & (at < size), weight, 0.0), at.clamp(0, size - 1) * stride)
+                     for at, weight in ((index, 1 - fraction), (index + 1, fraction))])
+    for weight_z, at_z in axes[2]:
+        for weight_y, at_y in axes[1]:
             weight_zy, at_zy = weight_z * weight_y, at_z + at_y
-            for weight_x, at_x in corners[0]:
-                total = total + flat[:, at_zy + at_x] * (weight_zy * weight_x).to(volume.dtype)
-    return total
+            for weight_x, at_x in axes[0]:
+                yield at_zy + at_x, weight_zy * weight_x
