@@ -3,9 +3,9 @@
 
 Minimised by Adam (Kingma and Ba 2015) with the exact gradients of ``project_volume`` for the voxels and for the rays:
 
-    sum over rays of  c (g_k P_k(mu) - p)^2  +  sparsity |mu|  +  smoothness |grad mu|^2  +  anchor (mu - tubes)^2,   mu >= 0
+    sum over rays of c (g_k P_k(mu) - p)^2 + sparsity |mu| + smoothness |grad mu|^2 + anchor (mu - tubes)^2,  mu >= 0
 
-with the confidence c of the evidence and a gain g_k per view, since the grey scale of a display image fixes p up to a factor.
+with the confidence c of the evidence and a gain g_k per view, since a display image fixes p only up to a factor.
 Only voxels near the tree are free: the matched centrelines hold the field, the images shape it.
 """
 
@@ -36,21 +36,31 @@ class FieldResult:
     losses: dict[str, list[float]]
 
 
-def refine_field(tree: VesselTree, cameras: Sequence[Camera], evidence: Sequence[VesselEvidence], settings: FieldSettings, *,
-                 seed: int = 0, device: str = "cpu", move_cameras: bool = True,
-                 progress: Callable[[float, str], None] | None = None) -> FieldResult:
+def refine_field(
+    tree: VesselTree,
+    cameras: Sequence[Camera],
+    evidence: Sequence[VesselEvidence],
+    settings: FieldSettings,
+    *,
+    seed: int = 0,
+    device: str = "cpu",
+    move_cameras: bool = True,
+    progress: Callable[[float, str], None] | None = None,
+) -> FieldResult:
     """Build the field of a tree and refine it together with the offsets of all views but the first.
 
     Args:
         tree: in the gauge of ``cameras``.
-        evidence: per view; ``line_integral`` is compared where ``confidence`` is positive, and off the vessels with zero.
+        evidence: per view; ``line_integral`` is compared by its ``confidence``, and with zero off the vessels.
         move_cameras: False leaves the cameras as they are.
     """
     grid = tree_grid(tree, settings.spacing_mm, margin_mm=settings.reach_mm + 2.0)
     occupancy = torch.from_numpy(tree_occupancy(tree, grid).values).to(device)
     support = _near(tree, grid, settings.reach_mm).to(device)
     rays = _Rays(cameras, evidence, tree, settings, seed, device)
-    moves = torch.zeros(len(cameras), 3, dtype=torch.float64, device=device, requires_grad=move_cameras and len(cameras) > 1)
+    moves = torch.zeros(
+        len(cameras), 3, dtype=torch.float64, device=device, requires_grad=move_cameras and len(cameras) > 1
+    )
     level, gains = _levels(occupancy, rays, grid)
     tubes = level * occupancy
     index = support.nonzero(as_tuple=True)
@@ -68,7 +78,9 @@ def refine_field(tree: VesselTree, cameras: Sequence[Camera], evidence: Sequence
         data = rays.loss(volume, grid, gains, moves)
         scale = level**2
         sparsity = settings.sparsity * values.mean() / level
-        smoothness = settings.smoothness * sum(((values[a] - values[b]) ** 2).sum() for a, b in pairs) / (len(values) * scale)
+        smoothness = (
+            settings.smoothness * sum(((values[a] - values[b]) ** 2).sum() for a, b in pairs) / (len(values) * scale)
+        )
         anchor = settings.anchor * ((values - tubes[index]) ** 2).mean() / scale
         (data + sparsity + smoothness + anchor).backward()
         if moves.requires_grad:
@@ -79,8 +91,13 @@ def refine_field(tree: VesselTree, cameras: Sequence[Camera], evidence: Sequence
         with torch.no_grad():
             values.clamp_(min=0)
             moves.sub_((moves * still).sum(1, keepdim=True) * still)
-        for name, value in (("data", data), ("sparsity", sparsity), ("smoothness", smoothness), ("anchor", anchor),
-                            ("offset_mm", moves.detach().norm(dim=1).max())):
+        for name, value in (
+            ("data", data),
+            ("sparsity", sparsity),
+            ("smoothness", smoothness),
+            ("anchor", anchor),
+            ("offset_mm", moves.detach().norm(dim=1).max()),
+        ):
             losses[name].append(float(value.detach()))
         if progress:
             progress((iteration + 1) / settings.iterations, f"data loss {losses['data'][-1]:.4f}")
@@ -101,7 +118,7 @@ class _Rays:
             self.cameras.append(Cameras.stack([camera], device=device))
             self.pixels.append(torch.as_tensor(np.stack([cols, rows], 1)[None], dtype=torch.float64, device=device))
             target = item.line_integral[rows, cols]
-            # Off the vessels the target is zero; there the evidence is sure, but the tree may know of a vessel it missed.
+            # Off the vessels the target is zero: less trusted, since the tree may know of a vessel the evidence missed.
             trust = np.where(item.mask[rows, cols], np.maximum(item.confidence[rows, cols], 0.05), 0.25)
             # Every view counts the same, whatever the unit of its line integrals.
             weights.append(trust / max(float((trust * target**2).sum()), 1e-9))
@@ -120,8 +137,12 @@ class _Rays:
             origin, direction = camera.rays(pixels)
             origins.append(origin[0])
             directions.append(direction[0])
-        return project_volume(volume, Rays(torch.cat(origins), torch.cat(directions)), voxel_size_mm=grid.spacing_mm,
-                              origin_mm=grid.origin_mm)
+        return project_volume(
+            volume,
+            Rays(torch.cat(origins), torch.cat(directions)),
+            voxel_size_mm=grid.spacing_mm,
+            origin_mm=grid.origin_mm,
+        )
 
     def loss(self, volume, grid, gains, moves) -> torch.Tensor:
         """Confidence-weighted squared error as a share of the squared target, summed over views."""

@@ -23,11 +23,14 @@ def evidence_picture(view: View, evidence: VesselEvidence) -> np.ndarray:
 
 
 def match_picture(view: View, pixels: np.ndarray, points_mm: np.ndarray, confidence: np.ndarray) -> np.ndarray:
-    """The frame with its centrelines: green where both views agree, yellow where one view says so, red where unmatched."""
+    """The frame with its centrelines: green where both views agree, yellow where only one says so, red where unmatched."""
     picture = _grey(view.image) // 2 + 30
     matched = np.isfinite(points_mm[:, 0])
-    for chosen, colour in ((~matched, _UNMATCHED), (matched & (confidence < 0.9), _ONE_WAY),
-                           (matched & (confidence >= 0.9), _MATCHED)):
+    for chosen, colour in (
+        (~matched, _UNMATCHED),
+        (matched & (confidence < 0.9), _ONE_WAY),
+        (matched & (confidence >= 0.9), _MATCHED),
+    ):
         _dots(picture, pixels[chosen], colour)
     return picture
 
@@ -51,7 +54,7 @@ def curve_picture(values: Sequence[float], *, rows: int = 240, cols: int = 360) 
     row = np.rint((rows - 9) * (1 - height) + 4).astype(int)
     for c in range(cols):
         begin, end = sorted((row[c], row[max(c - 1, 0)]))
-        picture[begin:end + 2, c] = _MATCHED
+        picture[begin : end + 2, c] = _MATCHED
     return picture
 
 

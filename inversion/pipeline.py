@@ -7,19 +7,16 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from licag3d.errors import InputError
 from licag3d.geometry import Camera
 from licag3d.inversion import pictures
 from licag3d.inversion.assembly import assemble_tree
 from licag3d.inversion.chains import Chains, chains_from_graph
-from licag3d.inversion.several import Correspondence, correct_cameras, match_all
 from licag3d.inversion.settings import InversionSettings
+from licag3d.inversion.several import Correspondence, correct_cameras, match_all
 from licag3d.inversion.state import StageStore, fingerprint, pack_cameras, unpack_cameras
 from licag3d.report.result import Reconstruction, StageRecord
 from licag3d.structures import VesselEvidence, VesselTree, View
-from licag3d.vessels.volume import Volume
 
 Progress = Callable[[str, float, str], None]
 STAGES = ("evidence", "cameras", "matching", "field", "vessels")
@@ -37,9 +34,17 @@ class Run:
     store: StageStore
 
 
-def reconstruct(views: Sequence[View], settings: InversionSettings | None = None, *, warnings: Sequence[str] = (),
-                assumptions: Sequence[str] = (), progress: Progress | None = None, resume_folder=None, resume: bool = False,
-                command: str = "") -> Reconstruction:
+def reconstruct(
+    views: Sequence[View],
+    settings: InversionSettings | None = None,
+    *,
+    warnings: Sequence[str] = (),
+    assumptions: Sequence[str] = (),
+    progress: Progress | None = None,
+    resume_folder=None,
+    resume: bool = False,
+    command: str = "",
+) -> Reconstruction:
     """Reconstruct the vessel tree of one to eight views.
 
     Args:
@@ -47,32 +52,49 @@ def reconstruct(views: Sequence[View], settings: InversionSettings | None = None
         settings: default :class:`InversionSettings`.
         warnings, assumptions: from reading, handed on to the result.
         progress: called with stage, share done (0..1) and a line of text.
-        resume_folder: finished stages are kept in a hidden folder there; with ``resume`` they are taken up again when inputs
-            and settings are the same.
+        resume_folder: finished stages are kept in a hidden folder there; with ``resume`` they are taken up again when
+            inputs and settings are the same.
 
     Raises:
         InputError: no vessel is found in a view, or nothing can be matched.
     """
     settings = settings or InversionSettings()
-    run = Run(tuple(views), settings, progress or (lambda *_: None),
-              StageStore(resume_folder, fingerprint(views, settings), resume=resume))
+    run = Run(
+        tuple(views),
+        settings,
+        progress or (lambda *_: None),
+        StageStore(resume_folder, fingerprint(views, settings), resume=resume),
+    )
     begin = time.perf_counter()
     evidence, chains, record_1 = _evidence_stage(run)
     cameras, facts, record_2 = _camera_stage(run, chains)
     found, record_3 = _matching_stage(run, cameras, chains)
     tree, joins = assemble_tree(list(found.curves), settings.assembly)
     if not tree.branches:
-        raise InputError("no vessel could be matched between the views: check that they show the same artery of one patient and "
-                         "that their angles are right")
+        raise InputError(
+            "no vessel could be matched between the views: check that they show the same artery of one patient and "
+            "that their angles are right"
+        )
     field, cameras, metrics, record_4 = _field_stage(run, tree, found.cameras, evidence)
     tree, record_5 = _vessel_stage(run, tree, cameras, joins)
     said = [*warnings, *facts["warnings"], *found.warnings, *_join_warnings(joins)]
     return Reconstruction(
-        views=run.views, cameras=cameras, tree=tree, attenuation=field, evidence=evidence,
-        stages=(record_1, record_2, record_3, record_4, record_5), metrics=metrics, warnings=tuple(dict.fromkeys(said)),
-        assumptions=tuple(dict.fromkeys([*assumptions, *found.assumptions])), scale_from=found.scale_from,
-        given_cameras=tuple(view.camera for view in run.views), seed=settings.seed, device=settings.device,
-        seconds=time.perf_counter() - begin, command=command)
+        views=run.views,
+        cameras=cameras,
+        tree=tree,
+        attenuation=field,
+        evidence=evidence,
+        stages=(record_1, record_2, record_3, record_4, record_5),
+        metrics=metrics,
+        warnings=tuple(dict.fromkeys(said)),
+        assumptions=tuple(dict.fromkeys([*assumptions, *found.assumptions])),
+        scale_from=found.scale_from,
+        given_cameras=tuple(view.camera for view in run.views),
+        seed=settings.seed,
+        device=settings.device,
+        seconds=time.perf_counter() - begin,
+        command=command,
+    )
 
 
 def _evidence_stage(run: Run) -> tuple[tuple[VesselEvidence, ...], tuple[Chains, ...], StageRecord]:
@@ -84,7 +106,11 @@ def _evidence_stage(run: Run) -> tuple[tuple[VesselEvidence, ...], tuple[Chains,
     stored = run.store.load("evidence")
     evidence, chains = [], []
     for k, view in enumerate(run.views):
-        run.progress("evidence", k / len(run.views), f"view {k + 1}: {'mask given' if view.mask is not None else 'finding vessels'}")
+        run.progress(
+            "evidence",
+            k / len(run.views),
+            f"view {k + 1}: {'mask given' if view.mask is not None else 'finding vessels'}",
+        )
         if stored:
             item = VesselEvidence(**{name: stored[0][f"{name}_{k}"] for name in names})
         else:
@@ -92,8 +118,10 @@ def _evidence_stage(run: Run) -> tuple[tuple[VesselEvidence, ...], tuple[Chains,
         graph = trace_centerlines(item, view)
         chain = chains_from_graph(graph, view.camera)
         if chain.length_mm < SHORTEST_VESSEL_MM:
-            raise InputError(f"view {k + 1} ({view.file}) shows {chain.length_mm:.0f} mm of vessel centreline; at least "
-                             f"{SHORTEST_VESSEL_MM:.0f} mm are needed: choose a frame with contrast ({view.file}#FRAME) or give --masks")
+            raise InputError(
+                f"view {k + 1} ({view.file}) shows {chain.length_mm:.0f} mm of vessel centreline; at least "
+                f"{SHORTEST_VESSEL_MM:.0f} mm are needed: choose a frame with contrast (#FRAME) or give --masks"
+            )
         evidence.append(item)
         chains.append(chain)
     if not stored:
@@ -101,42 +129,71 @@ def _evidence_stage(run: Run) -> tuple[tuple[VesselEvidence, ...], tuple[Chains,
     seconds = time.perf_counter() - begin
     length = [chain.length_mm for chain in chains]
     run.progress("evidence", 1.0, " + ".join(f"{x:.0f}" for x in length) + " mm of centreline")
-    return tuple(evidence), tuple(chains), StageRecord(
-        "Vessel evidence", seconds, {"centreline_mm": length},
-        {f"View {k + 1}": pictures.evidence_picture(v, e) for k, (v, e) in enumerate(zip(run.views, evidence, strict=True))},
-        "Vessels found in each view: " + ", ".join(f"{x:.0f} mm" for x in length) + " of centreline.")
+    return (
+        tuple(evidence),
+        tuple(chains),
+        StageRecord(
+            "Vessel evidence",
+            seconds,
+            {"centreline_mm": length},
+            {
+                f"View {k + 1}": pictures.evidence_picture(v, e)
+                for k, (v, e) in enumerate(zip(run.views, evidence, strict=True))
+            },
+            "Vessels found in each view: " + ", ".join(f"{x:.0f} mm" for x in length) + " of centreline.",
+        ),
+    )
 
 
 def _camera_stage(run: Run, chains: tuple[Chains, ...]) -> tuple[tuple[Camera, ...], dict, StageRecord]:
     begin = time.perf_counter()
     given = tuple(view.camera for view in run.views)
     if len(given) == 1 or run.settings.camera_correction == "none":
-        note = "Cameras taken as given." if len(given) > 1 else "One view: there is nothing to correct the camera against."
+        note = (
+            "Cameras taken as given." if len(given) > 1 else "One view: there is nothing to correct the camera against."
+        )
         return given, {"warnings": []}, StageRecord("Camera correction", 0.0, {}, {}, note)
     stored = run.store.load("cameras")
     if stored:
         cameras, facts = unpack_cameras(stored[1]["cameras"]), stored[1]
     else:
-        cameras, facts = correct_cameras(given, chains, run.settings,
-                                         progress=lambda share, text: run.progress("cameras", share, text))
+        cameras, facts = correct_cameras(
+            given, chains, run.settings, progress=lambda share, text: run.progress("cameras", share, text)
+        )
         facts = {**facts, "cameras": pack_cameras(cameras), "seconds": time.perf_counter() - begin}
         run.store.save("cameras", {}, facts)
     run.progress("cameras", 1.0, facts["note"])
-    return cameras, facts, StageRecord("Camera correction", facts["seconds"], {"matching_cost": facts["history"]},
-                                       {"Best cost over the generations": pictures.curve_picture(facts["history"])}, facts["note"])
+    return (
+        cameras,
+        facts,
+        StageRecord(
+            "Camera correction",
+            facts["seconds"],
+            {"matching_cost": facts["history"]},
+            {"Best cost over the generations": pictures.curve_picture(facts["history"])},
+            facts["note"],
+        ),
+    )
 
 
-def _matching_stage(run: Run, cameras: tuple[Camera, ...], chains: tuple[Chains, ...]) -> tuple[Correspondence, StageRecord]:
+def _matching_stage(
+    run: Run, cameras: tuple[Camera, ...], chains: tuple[Chains, ...]
+) -> tuple[Correspondence, StageRecord]:
     begin = time.perf_counter()
     run.progress("matching", 0.0, "choosing paths")
     found = match_all(cameras, chains, run.settings)
     share = found.matched_share
-    shown = {f"View {k + 1}": pictures.match_picture(view, chain.pixels, points, sure) for k, (view, chain, points, sure) in
-             enumerate(zip(run.views, chains, found.points_mm, found.confidence, strict=True))}
+    shown = {
+        f"View {k + 1}": pictures.match_picture(view, chain.pixels, points, sure)
+        for k, (view, chain, points, sure) in enumerate(
+            zip(run.views, chains, found.points_mm, found.confidence, strict=True)
+        )
+    }
     note = f"{100 * share:.0f} % of the centreline matched, {100 * found.agreed_share:.0f} % agreed on by both views."
     run.progress("matching", 1.0, note)
-    return found, StageRecord("Centreline matching", time.perf_counter() - begin,
-                              {"matching_cost": [found.cost]}, shown, note)
+    return found, StageRecord(
+        "Centreline matching", time.perf_counter() - begin, {"matching_cost": [found.cost]}, shown, note
+    )
 
 
 def _field_stage(run: Run, tree: VesselTree, cameras: tuple[Camera, ...], evidence: tuple[VesselEvidence, ...]):
@@ -145,23 +202,40 @@ def _field_stage(run: Run, tree: VesselTree, cameras: tuple[Camera, ...], eviden
 
     begin = time.perf_counter()
     move = len(cameras) > 1 and run.settings.camera_correction != "none"
-    result = refine_field(tree, cameras, evidence, run.settings.field, seed=run.settings.seed, device=run.settings.device,
-                          move_cameras=move, progress=lambda share, text: run.progress("field", share, text))
+    result = refine_field(
+        tree,
+        cameras,
+        evidence,
+        run.settings.field,
+        seed=run.settings.seed,
+        device=run.settings.device,
+        move_cameras=move,
+        progress=lambda share, text: run.progress("field", share, text),
+    )
     metrics, rendered = view_metrics(tree, result, evidence)
-    shown = {f"View {k + 1}": pictures.compare_picture(e.line_integral, image)
-             for k, (e, image) in enumerate(zip(evidence, rendered, strict=True))}
+    shown = {
+        f"View {k + 1}": pictures.compare_picture(e.line_integral, image)
+        for k, (e, image) in enumerate(zip(evidence, rendered, strict=True))
+    }
     last = result.losses["data"][-1] if result.losses["data"] else float("nan")
     note = f"Field and offsets refined together: share of the image not explained {last:.2f}."
     run.progress("field", 1.0, note)
-    return result.volume, result.cameras, metrics, StageRecord("Field refinement", time.perf_counter() - begin, result.losses, shown, note)
+    return (
+        result.volume,
+        result.cameras,
+        metrics,
+        StageRecord("Field refinement", time.perf_counter() - begin, result.losses, shown, note),
+    )
 
 
 def _vessel_stage(run: Run, tree: VesselTree, cameras: tuple[Camera, ...], joins) -> tuple[VesselTree, StageRecord]:
     from licag3d.vessels.tree import component_count
 
     begin = time.perf_counter()
-    note = (f"{len(tree.branches)} branches, {tree.length_mm:.0f} mm, {component_count(tree)} piece(s), "
-            f"{len(joins)} gap(s) bridged.")
+    note = (
+        f"{len(tree.branches)} branches, {tree.length_mm:.0f} mm, {component_count(tree)} piece(s), "
+        f"{len(joins)} gap(s) bridged."
+    )
     run.progress("vessels", 1.0, note)
     return tree, StageRecord("Vessel tree", time.perf_counter() - begin, {}, {}, note)
 
@@ -170,5 +244,7 @@ def _join_warnings(joins) -> list[str]:
     long = [join.gap_mm for join in joins if join.gap_mm > 3.0]
     if not long:
         return []
-    return [f"{len(long)} gap(s) of {min(long):.0f} to {max(long):.0f} mm between pieces of the tree were bridged by straight lines."]
-
+    return [
+        f"{len(long)} gap(s) of {min(long):.0f} to {max(long):.0f} mm between pieces of the tree were bridged by "
+        "straight lines."
+    ]

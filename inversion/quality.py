@@ -15,14 +15,16 @@ from licag3d.structures import VesselEvidence, VesselTree
 from licag3d.vessels.tree import flatten_tree
 
 
-def view_metrics(tree: VesselTree, field: FieldResult, evidence: Sequence[VesselEvidence]) -> tuple[tuple[dict[str, float], ...], list[np.ndarray]]:
+def view_metrics(
+    tree: VesselTree, field: FieldResult, evidence: Sequence[VesselEvidence]
+) -> tuple[tuple[dict[str, float], ...], list[np.ndarray]]:
     """Image metrics of every view, and the projection of the field in it.
 
     ``centerline_to_vessel_px``: median distance of the reprojected centreline to the vessel mask's skeleton, px.
-    ``centerline_on_vessel``: share of the reprojected centreline inside the mask. ``vessel_explained``: share of the mask's
-    skeleton within 3 px of the reprojected centreline. ``reprojection_dice``: Dice of the mask and of the field's projection
-    above a tenth of its maximum. ``ssim``: of the field's projection and the estimated line integral (Wang 2004, Gaussian window
-    of sigma 1.5 px, data range the 99th percentile of the estimate), whole image.
+    ``centerline_on_vessel``: share of the reprojected centreline inside the mask. ``vessel_explained``: share of the
+    mask's skeleton within 3 px of the reprojected centreline. ``reprojection_dice``: Dice of the mask and of the field's
+    projection above a tenth of its maximum. ``ssim``: of the field's projection and the estimated line integral (Wang
+    2004, Gaussian window of sigma 1.5 px, data range the 99th percentile of the estimate), whole image.
     """
     from scipy import ndimage
     from skimage.metrics import structural_similarity
@@ -33,8 +35,15 @@ def view_metrics(tree: VesselTree, field: FieldResult, evidence: Sequence[Vessel
     volume = torch.from_numpy(field.volume.values)
     for camera, gain, item in zip(field.cameras, field.gains, evidence, strict=True):
         with torch.no_grad():
-            rendered = gain * project_volume(volume, Cameras.stack([camera]), voxel_size_mm=field.volume.spacing_mm,
-                                             origin_mm=field.volume.origin_mm)[0].numpy()
+            rendered = (
+                gain
+                * project_volume(
+                    volume,
+                    Cameras.stack([camera]),
+                    voxel_size_mm=field.volume.spacing_mm,
+                    origin_mm=field.volume.origin_mm,
+                )[0].numpy()
+            )
         middle = skeletonize(item.mask)
         pixels, _ = camera.project(points)
         col, row = np.rint(pixels[:, 0]).astype(int), np.rint(pixels[:, 1]).astype(int)
@@ -52,8 +61,16 @@ def view_metrics(tree: VesselTree, field: FieldResult, evidence: Sequence[Vessel
         shadow = rendered > 0.1 * max(float(rendered.max()), 1e-9)
         values["reprojection_dice"] = float(2 * (shadow & item.mask).sum() / max(shadow.sum() + item.mask.sum(), 1))
         span = float(np.quantile(item.line_integral[item.mask], 0.99)) if item.mask.any() else 1.0
-        values["ssim"] = float(structural_similarity(item.line_integral, rendered.astype(np.float32), data_range=max(span, 1e-6),
-                                                     gaussian_weights=True, sigma=1.5, use_sample_covariance=False))
+        values["ssim"] = float(
+            structural_similarity(
+                item.line_integral,
+                rendered.astype(np.float32),
+                data_range=max(span, 1e-6),
+                gaussian_weights=True,
+                sigma=1.5,
+                use_sample_covariance=False,
+            )
+        )
         metrics.append(values)
         pictures.append(rendered)
     return tuple(metrics), pictures

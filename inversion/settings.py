@@ -27,7 +27,7 @@ class FieldSettings:
     """
 
     spacing_mm: float = 0.5
-    iterations: int = 40
+    iterations: int = 25
     reach_mm: float = 1.0
     rays: int = 40_000
     sparsity: float = 0.002
@@ -49,13 +49,19 @@ class InversionSettings:
     field: FieldSettings = FieldSettings()
 
 
-def inversion_settings(*, quality: str = "default", seed: int = 0, device: str = "cpu", spacing_mm: float = 0.5,
-                       camera_correction: str = "evolution") -> InversionSettings:
+def inversion_settings(
+    *,
+    quality: str = "default",
+    seed: int = 0,
+    device: str = "cpu",
+    spacing_mm: float = 0.5,
+    camera_correction: str = "evolution",
+) -> InversionSettings:
     """Settings of a quality.
 
     Args:
-        quality: ``fast`` (one start of the camera search, short refinement), ``default``, or ``best`` (eight starts, long
-            refinement).
+        quality: ``fast`` (one start of the camera search, short refinement), ``default``, or ``best`` (eight starts,
+            long refinement).
         spacing_mm: voxel size of the delivered volumes, 0.1 to 5 mm.
         camera_correction: ``evolution`` or ``none`` (cameras are taken as exact).
 
@@ -70,7 +76,11 @@ def inversion_settings(*, quality: str = "default", seed: int = 0, device: str =
         raise InputError(f"--spacing {spacing_mm} mm is outside 0.1..5 mm")
     if not 0 <= seed < 2**32:
         raise InputError(f"--seed {seed} is outside 0..{2**32 - 1}")
-    starts, generations, iterations = {"fast": (1, 20, 12), "default": (3, 35, 40), "best": (8, 60, 120)}[quality]
-    return InversionSettings(seed=seed, device=device, camera_correction=camera_correction,
-                             search=SearchSettings(starts=starts, generations=generations),
-                             field=FieldSettings(spacing_mm=spacing_mm, iterations=iterations))
+    starts, generations, iterations = {"fast": (1, 20, 10), "default": (3, 35, 25), "best": (8, 60, 80)}[quality]
+    return InversionSettings(
+        seed=seed,
+        device=device,
+        camera_correction=camera_correction,
+        search=SearchSettings(starts=starts, generations=generations),
+        field=FieldSettings(spacing_mm=spacing_mm, iterations=iterations),
+    )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One, two or more views: every further view is corrected and matched against the reference, then all share one scale."""
+"""One, two or more views: each further view is corrected and matched against the reference, then all share one scale."""
 
 from __future__ import annotations
 
@@ -43,8 +43,13 @@ class Correspondence:
     warnings: tuple[str, ...]
 
 
-def correct_cameras(cameras: Sequence[Camera], chains: Sequence[Chains], settings: InversionSettings, *,
-                    progress: Callable[[float, str], None] | None = None) -> tuple[tuple[Camera, ...], dict]:
+def correct_cameras(
+    cameras: Sequence[Camera],
+    chains: Sequence[Chains],
+    settings: InversionSettings,
+    *,
+    progress: Callable[[float, str], None] | None = None,
+) -> tuple[tuple[Camera, ...], dict]:
     """Offsets and angles of all views by evolutionary search, each against the reference view.
 
     Returns:
@@ -55,28 +60,41 @@ def correct_cameras(cameras: Sequence[Camera], chains: Sequence[Chains], setting
     notes, warnings = [], []
     rest = len(cameras) - 1
     for k in range(1, len(cameras)):
+
         def tell(share: float, text: str, k=k) -> None:
             if progress:
                 progress((k - 1 + share) / rest, f"view {k + 1}: {text}")
 
         # With several views the reference is corrected once, by the first pair; later pairs move only their own view.
-        found = search_cameras((corrected[0], cameras[k]), (_coarser(chains[0]), _coarser(chains[k])), settings.search,
-                               seed=settings.seed, progress=tell, fixed_first=k > 1)
+        found = search_cameras(
+            (corrected[0], cameras[k]),
+            (_coarser(chains[0]), _coarser(chains[k])),
+            settings.search,
+            seed=settings.seed,
+            progress=tell,
+            fixed_first=k > 1,
+        )
         if k == 1:
             corrected[0] = found.cameras[0]
         corrected.append(found.cameras[1])
         history += found.history
         moved = np.linalg.norm(np.subtract(found.cameras[1].offset_lps_mm, cameras[k].offset_lps_mm))
-        turn = max(abs(found.cameras[1].primary_deg - cameras[k].primary_deg),
-                   abs(found.cameras[1].secondary_deg - cameras[k].secondary_deg),
-                   abs(found.cameras[0].secondary_deg - cameras[0].secondary_deg))
-        notes.append(f"view {k + 1} moved by {moved:.1f} mm and turned by up to {turn:.1f}\N{DEGREE SIGN} (cost {found.cost_before:.0f} "
-                     f"\N{RIGHTWARDS ARROW} {found.cost:.0f}, {found.evaluations} cameras tried; offset fixed to \N{PLUS-MINUS SIGN}"
-                     f"{found.spread_mm[0]:.1f} mm across and \N{PLUS-MINUS SIGN}{found.spread_mm[1]:.1f} mm along the beam)")
+        turn = max(
+            abs(found.cameras[1].primary_deg - cameras[k].primary_deg),
+            abs(found.cameras[1].secondary_deg - cameras[k].secondary_deg),
+            abs(found.cameras[0].secondary_deg - cameras[0].secondary_deg),
+        )
+        notes.append(
+            f"view {k + 1} moved by {moved:.1f} mm and turned by up to {turn:.1f}\N{DEGREE SIGN} (cost "
+            f"{found.cost_before:.0f} \N{RIGHTWARDS ARROW} {found.cost:.0f}, {found.evaluations} cameras tried; offset fixed to "
+            f"\N{PLUS-MINUS SIGN}{found.spread_mm[0]:.1f} mm across and \N{PLUS-MINUS SIGN}{found.spread_mm[1]:.1f} mm along the beam)"
+        )
         total = chains[0].length_mm + chains[k].length_mm
         if found.matched_mm < DOUBTFUL_SHARE * total:
-            warnings.append(f"Only {100 * found.matched_mm / total:.0f} % of the centreline of views 1 and {k + 1} can be matched: are they "
-                            "the same artery of one patient, in the same phase of the heart?")
+            warnings.append(
+                f"Only {100 * found.matched_mm / total:.0f} % of the centreline of views 1 and {k + 1} can be matched: "
+                "are they the same artery of one patient, in the same phase of the heart?"
+            )
     note = "; ".join(notes)
     return tuple(corrected), {"history": history, "note": note[0].upper() + note[1:] + ".", "warnings": warnings}
 
@@ -102,8 +120,10 @@ def match_all(cameras: Sequence[Camera], chains: Sequence[Chains], settings: Inv
         fixed = gauge.cameras
         matches = [replace(match, points_mm=tuple(gauge.apply(p) for p in match.points_mm)) for match in matches]
         scale_from = gauge.reason
-        assumptions = (f"Absolute scale: {gauge.reason}; two views with an unknown table offset do not show it (one standard "
-                       f"deviation {100 * gauge.sigma:.1f} %).",)
+        assumptions = (
+            f"Absolute scale: {gauge.reason}; two views with an unknown table offset do not show it (one standard "
+            f"deviation {100 * gauge.sigma:.1f} %).",
+        )
     curves: list[Curve] = []
     for k, match in enumerate(matches, 1):
         fresh = matched_curves(match, (fixed[0], fixed[k]), settings.assembly)
@@ -118,8 +138,18 @@ def match_all(cameras: Sequence[Camera], chains: Sequence[Chains], settings: Inv
     warnings = ()
     if agreed < 0.5 * DOUBTFUL_SHARE:
         warnings = (f"Both views agree on only {100 * agreed:.0f} % of the centreline: the tree is doubtful.",)
-    return Correspondence(tuple(curves), fixed, shown, sure, matched, agreed, sum(m.cost for m in matches), scale_from, assumptions,
-                          warnings)
+    return Correspondence(
+        tuple(curves),
+        fixed,
+        shown,
+        sure,
+        matched,
+        agreed,
+        sum(m.cost for m in matches),
+        scale_from,
+        assumptions,
+        warnings,
+    )
 
 
 def _single(camera: Camera, chains: Chains, settings: InversionSettings) -> Correspondence:
@@ -133,9 +163,19 @@ def _single(camera: Camera, chains: Chains, settings: InversionSettings) -> Corr
         rows = slice(chains.start[p], chains.start[p + 1])
         nodes = tuple((0, int(node)) for node in chains.node[p])
         curves.append(Curve(points[rows], chains.radius_mm[rows], sure[rows], nodes))
-    flat = "Depth: with one view the whole tree is put into the plane through the isocentre; its shape along the beam is not known."
-    return Correspondence(tuple(curves), (camera,), (points,), (sure,), 0.0, 0.0, 0.0, "the plane through the isocentre", (flat,),
-                          ("The result is flat: one view does not show depth.",))
+    flat = "Depth: with one view the tree is put into the plane through the isocentre; its shape along the beam is unknown."
+    return Correspondence(
+        tuple(curves),
+        (camera,),
+        (points,),
+        (sure,),
+        0.0,
+        0.0,
+        0.0,
+        "the plane through the isocentre",
+        (flat,),
+        ("The result is flat: one view does not show depth.",),
+    )
 
 
 def _coarser(chains: Chains) -> Chains:
@@ -153,8 +193,15 @@ def _coarser(chains: Chains) -> Chains:
     step[start[:-1]] = 0.0
     weight = 0.5 * step
     weight[:-1] += 0.5 * step[1:]
-    return replace(chains, pixels=chains.pixels[rows], start=start, step_mm=step, weight_mm=weight, radius_mm=chains.radius_mm[rows],
-                   line_integral=chains.line_integral[rows])
+    return replace(
+        chains,
+        pixels=chains.pixels[rows],
+        start=start,
+        step_mm=step,
+        weight_mm=weight,
+        radius_mm=chains.radius_mm[rows],
+        line_integral=chains.line_integral[rows],
+    )
 
 
 def _relative_scale(source: np.ndarray, known: np.ndarray, fresh: np.ndarray) -> float:
@@ -168,9 +215,9 @@ def _relative_scale(source: np.ndarray, known: np.ndarray, fresh: np.ndarray) ->
     if len(ratio) < 10:
         return 1.0
     window = max(5, len(ratio) // 4)
-    width = ratio[window - 1:] - ratio[:len(ratio) - window + 1]
+    width = ratio[window - 1 :] - ratio[: len(ratio) - window + 1]
     best = int(width.argmin())
-    return float(np.median(ratio[best:best + window]))
+    return float(np.median(ratio[best : best + window]))
 
 
 def _not_known(fresh: list[Curve], known: list[Curve], settings: AssemblySettings) -> list[Curve]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finished stages on disk, so that an interrupted run goes on where it stopped. Plain arrays and JSON, never pickles."""
+"""Finished stages on disk, so that an interrupted run goes on where it stopped. Plain arrays and JSON, no pickles."""
 
 from __future__ import annotations
 
@@ -80,4 +80,3 @@ def pack_cameras(cameras: Sequence[Camera]) -> list[dict]:
 def unpack_cameras(values: list[dict]) -> tuple[Camera, ...]:
     """Inverse of :func:`pack_cameras`."""
     return tuple(Camera(**{**value, "offset_lps_mm": tuple(value["offset_lps_mm"])}) for value in values)
-

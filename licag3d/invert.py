@@ -14,33 +14,64 @@ from licag3d.errors import InputError
 _EXAMPLES = """examples:
   python -m licag3d.invert --views a.dcm b.dcm --out out
   python -m licag3d.invert --views cine.dcm#8 b.dcm --out out --quality best
-  python -m licag3d.invert --views a.png b.png --angles 31.3,0.1 -27.3,-0.1 --sid 860 --sod 720 --pixel-spacing 0.39 --out out
+  python -m licag3d.invert --views a.png b.png --angles 31.3,0.1 -27.3,-0.1 --sid 860 --sod 720 \\
+      --pixel-spacing 0.39 --out out
 """
 
 
 def parser() -> Parser:
     """The command line of ``licag3d.invert``."""
-    made = Parser(prog="python -m licag3d.invert", epilog=_EXAMPLES,
-                  description="Reconstruct a 3D coronary vessel tree from two (1 to 8) X-ray angiograms.")
-    made.add_argument("--views", nargs="+", required=True, metavar="FILE", help="PNG, TIFF, JPEG or DICOM XA; file.dcm#8 takes frame "
-                      "8 (counted from 0), otherwise the key frame of a cine is found. The first view is the reference")
+    made = Parser(
+        prog="python -m licag3d.invert",
+        epilog=_EXAMPLES,
+        description="Reconstruct a 3D coronary vessel tree from two (1 to 8) X-ray angiograms.",
+    )
+    made.add_argument(
+        "--views",
+        nargs="+",
+        required=True,
+        metavar="FILE",
+        help="PNG, TIFF, JPEG or DICOM XA; file.dcm#8 takes frame "
+        "8 (counted from 0), otherwise the key frame of a cine is found. The first view is the reference",
+    )
     made.add_argument("--out", required=True, metavar="DIR", help="folder for the results; made if missing")
     add_geometry_flags(made)
     made.add_argument("--masks", nargs="+", metavar="FILE", help="vessel masks, one image per view (vessels not zero)")
-    made.add_argument("--camera-correction", choices=("evolution", "none"), default="evolution",
-                      help="evolution: search the table offset and the angle errors of every view; none: cameras are exact")
-    made.add_argument("--prior", default="embedded", metavar="embedded|none|PATH", help="learned prior; this version has none embedded "
-                      "and reconstructs by matching alone")
-    made.add_argument("--artery", choices=("auto", "lca", "rca"), default="auto", help="artery shown; recorded in the result")
-    made.add_argument("--quality", choices=("fast", "default", "best"), default="default", help="effort of search and refinement")
+    made.add_argument(
+        "--camera-correction",
+        choices=("evolution", "none"),
+        default="evolution",
+        help="evolution: search the table offset and the angle errors of every view; none: cameras are exact",
+    )
+    made.add_argument(
+        "--prior",
+        default="embedded",
+        metavar="embedded|none|PATH",
+        help="learned prior; this version has none embedded and reconstructs by matching alone",
+    )
+    made.add_argument(
+        "--artery", choices=("auto", "lca", "rca"), default="auto", help="artery shown; recorded in the result"
+    )
+    made.add_argument(
+        "--quality", choices=("fast", "default", "best"), default="default", help="effort of search and refinement"
+    )
     made.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute")
     made.add_argument("--seed", type=int, default=0, help="same inputs, seed and device: same outputs")
     made.add_argument("--spacing", type=float, default=0.5, metavar="MM", help="voxel size of the volumes in mm")
-    made.add_argument("--synthesize", action="store_true", help="the views are contrast-free: make angiograms of them first (not in this "
-                      "version)")
-    made.add_argument("--catheter-french", type=float, metavar="F", help="catheter size in French (1/3 mm) for the absolute scale (not in "
-                      "this version)")
-    made.add_argument("--resume", action="store_true", help="go on after an interrupted run with the same inputs and settings")
+    made.add_argument(
+        "--synthesize",
+        action="store_true",
+        help="the views are contrast-free: make angiograms of them first (not in this version)",
+    )
+    made.add_argument(
+        "--catheter-french",
+        type=float,
+        metavar="F",
+        help="catheter size in French (1/3 mm) for the absolute scale (not in this version)",
+    )
+    made.add_argument(
+        "--resume", action="store_true", help="go on after an interrupted run with the same inputs and settings"
+    )
     made.add_argument("--quiet", action="store_true", help="no progress display")
     add_debug_flag(made)
     return made
@@ -50,10 +81,14 @@ def main(argv: list[str]) -> int:
     """Read, reconstruct, write, and say where the files lie."""
     given = parser().parse_args(argv)
     if given.synthesize:
-        raise InputError("--synthesize needs the synthesis model, which this version does not have: give frames with contrast")
+        raise InputError(
+            "--synthesize needs the synthesis model, which this version does not have: give frames with contrast"
+        )
     if given.catheter_french is not None:
-        raise InputError("--catheter-french needs the catheter finder, which this version does not have: leave it out (the tree is then "
-                         "taken to lie near the isocentre)")
+        raise InputError(
+            "--catheter-french needs the catheter finder, which this version does not have: leave it out (the tree is "
+            "then taken to lie near the isocentre)"
+        )
     if given.prior not in ("embedded", "none"):
         raise InputError(f"--prior {given.prior}: this version cannot load a learned prior; give none")
     from licag3d.io.atomic import check_output_folder
@@ -62,15 +97,22 @@ def main(argv: list[str]) -> int:
     from licag3d.inversion.settings import inversion_settings
     from licag3d.io.views import read_views
 
-    settings = inversion_settings(quality=given.quality, seed=given.seed, device=_device(given.device), spacing_mm=given.spacing,
-                                  camera_correction=given.camera_correction)
+    settings = inversion_settings(
+        quality=given.quality,
+        seed=given.seed,
+        device=_device(given.device),
+        spacing_mm=given.spacing,
+        camera_correction=given.camera_correction,
+    )
     views, notes = read_views(given.views, masks=given.masks, **geometry_of(given))
     # What was read as it should be stands under each view in the report; here only what a user must know.
     routine = {f"View {k} ({view.file}): {note}" for k, view in enumerate(views, 1) for note in view.notes}
     assumptions = [note for note in notes if "assum" in note.lower() or "derived" in note]
     warnings = [note for note in notes if note not in routine and note not in assumptions]
     if given.prior == "embedded":
-        assumptions.append("No learned prior is embedded in this version: the tree comes from centreline matching alone (--prior none).")
+        assumptions.append(
+            "No learned prior is embedded in this version: the tree comes from centreline matching alone."
+        )
     from licag3d.inversion.pipeline import reconstruct
     from licag3d.inversion.state import StageStore
     from licag3d.report.result import write_result
@@ -78,8 +120,16 @@ def main(argv: list[str]) -> int:
     finished = StageStore(folder, "", resume=True)
     with _display(given.quiet) as tell:
         try:
-            result = reconstruct(views, settings, warnings=warnings, assumptions=assumptions, progress=tell, resume_folder=folder,
-                                 resume=given.resume, command="python -m licag3d.invert " + _shown(argv))
+            result = reconstruct(
+                views,
+                settings,
+                warnings=warnings,
+                assumptions=assumptions,
+                progress=tell,
+                resume_folder=folder,
+                resume=given.resume,
+                command="python -m licag3d.invert " + _shown(argv),
+            )
         except InputError:
             finished.clear()  # the same input would fail again: there is nothing to resume
             raise
@@ -95,7 +145,9 @@ def _device(name: str) -> str:
     import torch
 
     if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: torch sees no CUDA device here; give --device cpu, or see python -m licag3d.doctor")
+        raise InputError(
+            "--device cuda: torch sees no CUDA device here; give --device cpu, or see python -m licag3d.doctor"
+        )
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return name
@@ -114,11 +166,15 @@ def _summary(result, written) -> None:
     for assumption in result.assumptions:
         print(f"assumed: {assumption}")
     pieces = component_count(result.tree)
-    print(f"tree: {len(result.tree.branches)} branches, {result.tree.length_mm:.0f} mm, {pieces} connected piece{'s' * (pieces != 1)}, "
-          f"{result.seconds:.0f} s")
+    print(
+        f"tree: {len(result.tree.branches)} branches, {result.tree.length_mm:.0f} mm, {pieces} connected "
+        f"piece{'s' * (pieces != 1)}, {result.seconds:.0f} s"
+    )
     for k, values in enumerate(result.metrics, 1):
-        print(f"view {k}: centreline {values.get('centerline_to_vessel_px', float('nan')):.1f} px from the vessel (median), "
-              f"{100 * values.get('vessel_explained', float('nan')):.0f} % of the vessels explained")
+        print(
+            f"view {k}: centreline {values.get('centerline_to_vessel_px', float('nan')):.1f} px from the vessel "
+            f"(median), {100 * values.get('vessel_explained', float('nan')):.0f} % of the vessels explained"
+        )
     print(f"surface: {written['vessels.stl']}")
     print(f"volume:  {written['attenuation.nii.gz']}")
     print(f"report:  {written['report.html']}")
@@ -137,8 +193,13 @@ class _display:
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-            self.bar = Progress(TextColumn("{task.fields[stage]:>9}"), BarColumn(bar_width=24), TimeElapsedColumn(),
-                                TextColumn("{task.fields[text]}"), console=Console(stderr=True))
+            self.bar = Progress(
+                TextColumn("{task.fields[stage]:>9}"),
+                BarColumn(bar_width=24),
+                TimeElapsedColumn(),
+                TextColumn("{task.fields[text]}"),
+                console=Console(stderr=True),
+            )
             self.bar.start()
         return self.tell
 

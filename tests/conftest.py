@@ -12,7 +12,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def shared_folder() -> Path:
-    """The folder with the contracts and the small real data, beside the repository unless LICAG3D_SHARED says otherwise."""
+    """The folder with the contracts and the small real data: beside the repository, or where LICAG3D_SHARED says."""
     return Path(os.environ.get("LICAG3D_SHARED", REPOSITORY.parent / "shared"))
 
 

@@ -14,8 +14,19 @@ from PIL import Image
 
 from licag3d import command, invert
 
-EXPECTED = {"vessels.stl", "attenuation.nii.gz", "labels.nii.gz", "labels.txt", "centerlines.json", "centerlines.vtp", "cameras.json",
-            "view_1.png", "view_2.png", "report.html", "result.json"}
+EXPECTED = {
+    "vessels.stl",
+    "attenuation.nii.gz",
+    "labels.nii.gz",
+    "labels.txt",
+    "centerlines.json",
+    "centerlines.vtp",
+    "cameras.json",
+    "view_1.png",
+    "view_2.png",
+    "report.html",
+    "result.json",
+}
 GEOMETRY = ["--angles", "-30,0", "35,10", "--sid", "1000", "--sod", "750", "--pixel-spacing", "0.6"]
 
 
@@ -42,8 +53,23 @@ def _run(arguments: list[str]) -> int:
 def test_writes_every_promised_file(views, tmp_path, capsys):
     folder = Path(views[0]).parent
     out = tmp_path / "out"
-    status = _run(["--views", *views, "--cameras", str(folder / "cameras.json"), "--masks", str(folder / "m1.png"), str(folder / "m2.png"),
-                   "--quality", "fast", "--spacing", "1.0", "--out", str(out)])
+    status = _run(
+        [
+            "--views",
+            *views,
+            "--cameras",
+            str(folder / "cameras.json"),
+            "--masks",
+            str(folder / "m1.png"),
+            str(folder / "m2.png"),
+            "--quality",
+            "fast",
+            "--spacing",
+            "1.0",
+            "--out",
+            str(out),
+        ]
+    )
     printed = capsys.readouterr()
     assert status == 0, printed.err
     assert {path.name for path in out.iterdir()} == EXPECTED  # nothing else, not even the resume folder
@@ -51,8 +77,26 @@ def test_writes_every_promised_file(views, tmp_path, capsys):
     summary = json.loads((out / "result.json").read_text())
     assert str(folder) not in json.dumps(summary)  # folders may name patients
     again = tmp_path / "again"
-    status = _run(["--views", *views, "--cameras", str(out / "cameras.json"), "--masks", str(folder / "m1.png"), str(folder / "m2.png"),
-                   "--quality", "fast", "--spacing", "1.0", "--camera-correction", "none", "--out", str(again), "--quiet"])
+    status = _run(
+        [
+            "--views",
+            *views,
+            "--cameras",
+            str(out / "cameras.json"),
+            "--masks",
+            str(folder / "m1.png"),
+            str(folder / "m2.png"),
+            "--quality",
+            "fast",
+            "--spacing",
+            "1.0",
+            "--camera-correction",
+            "none",
+            "--out",
+            str(again),
+            "--quiet",
+        ]
+    )
     assert status == 0, capsys.readouterr().err
     assert json.loads((again / "cameras.json").read_text()) == json.loads((out / "cameras.json").read_text())
 
@@ -83,11 +127,26 @@ def _bad(tmp_path: Path, views: list[str]) -> dict[str, tuple[list[str], str]]:
         "same view twice": ([a, a, *GEOMETRY], "same"),
         "no vessel": ([a, str(blank), *GEOMETRY], "blank.png"),
         "frame out of range": ([a + "#7", b, *GEOMETRY], "frame"),
-        "one camera for two views": ([a, b, "--angles", "30,0", "--sid", "1000", "--sod", "750", "--pixel-spacing", "0.6"], "2"),
-        "SID below SOD": ([a, b, "--angles", "-30,0", "30,0", "--sid", "700", "--sod", "750", "--pixel-spacing", "0.6"], "SID"),
-        "spacing zero": ([a, b, "--angles", "-30,0", "30,0", "--sid", "1000", "--sod", "750", "--pixel-spacing", "0"], "spacing"),
-        "angle 400": ([a, b, "--angles", "-30,0", "400,0", "--sid", "1000", "--sod", "750", "--pixel-spacing", "0.6"], "400"),
-        "angle nan": ([a, b, "--angles", "-30,0", "nan,0", "--sid", "1000", "--sod", "750", "--pixel-spacing", "0.6"], "nan"),
+        "one camera for two views": (
+            [a, b, "--angles", "30,0", "--sid", "1000", "--sod", "750", "--pixel-spacing", "0.6"],
+            "2",
+        ),
+        "SID below SOD": (
+            [a, b, "--angles", "-30,0", "30,0", "--sid", "700", "--sod", "750", "--pixel-spacing", "0.6"],
+            "SID",
+        ),
+        "spacing zero": (
+            [a, b, "--angles", "-30,0", "30,0", "--sid", "1000", "--sod", "750", "--pixel-spacing", "0"],
+            "spacing",
+        ),
+        "angle 400": (
+            [a, b, "--angles", "-30,0", "400,0", "--sid", "1000", "--sod", "750", "--pixel-spacing", "0.6"],
+            "400",
+        ),
+        "angle nan": (
+            [a, b, "--angles", "-30,0", "nan,0", "--sid", "1000", "--sod", "750", "--pixel-spacing", "0.6"],
+            "nan",
+        ),
         "broken cameras": ([a, b, "--cameras", str(broken)], "secondary_deg"),
         "unknown prior": ([a, b, *GEOMETRY, "--prior", "weights.safetensors"], "--prior"),
         "synthesis": ([a, b, *GEOMETRY, "--synthesize"], "--synthesize"),
@@ -96,9 +155,27 @@ def _bad(tmp_path: Path, views: list[str]) -> dict[str, tuple[list[str], str]]:
     }
 
 
-CASES = ["missing", "empty", "text", "truncated", "colour photograph", "huge", "same view twice", "no vessel", "frame out of range",
-         "one camera for two views", "SID below SOD", "spacing zero", "angle 400", "angle nan", "broken cameras", "unknown prior",
-         "synthesis", "spacing of volume", "unknown flag"]
+CASES = [
+    "missing",
+    "empty",
+    "text",
+    "truncated",
+    "colour photograph",
+    "huge",
+    "same view twice",
+    "no vessel",
+    "frame out of range",
+    "one camera for two views",
+    "SID below SOD",
+    "spacing zero",
+    "angle 400",
+    "angle nan",
+    "broken cameras",
+    "unknown prior",
+    "synthesis",
+    "spacing of volume",
+    "unknown flag",
+]
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -122,10 +199,12 @@ def test_unwritable_folder(views, tmp_path, capsys):
 
 def test_help_loads_nothing_heavy():
     """What makes --help slow is what it imports; the time itself depends on the machine."""
-    program = ("import sys\nimport licag3d\nfrom licag3d import invert\n"
-               "try:\n    invert.main(['--help'])\nexcept SystemExit as stop:\n    assert not stop.code\n"
-               "heavy = {'torch', 'scipy', 'skimage', 'pymoo', 'pydicom', 'SimpleITK', 'trimesh', 'kornia', 'PIL', 'rich'}\n"
-               "print('heavy:', sorted(heavy & set(sys.modules)))")
+    program = (
+        "import sys\nimport licag3d\nfrom licag3d import invert\n"
+        "try:\n    invert.main(['--help'])\nexcept SystemExit as stop:\n    assert not stop.code\n"
+        "heavy = {'torch', 'scipy', 'skimage', 'pymoo', 'pydicom', 'SimpleITK', 'trimesh', 'kornia', 'PIL', 'rich'}\n"
+        "print('heavy:', sorted(heavy & set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "heavy: []"
     assert "--camera-correction" in done.stdout
@@ -140,4 +219,6 @@ def _huge_png(path: Path) -> None:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", 20000, 20000, 8, 0, 0, 0, 0)
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b""))
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
+    )

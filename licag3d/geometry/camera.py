@@ -23,7 +23,8 @@ class Camera:
         ValueError: absurd geometry; the message names the field, the value and the remedy.
 
     Example:
-        >>> camera = Camera(30.0, 0.0, sid_mm=1000, sod_mm=750, spacing_row_mm=0.3, spacing_col_mm=0.3, rows=512, cols=512)
+        >>> camera = Camera(30.0, 0.0, sid_mm=1000, sod_mm=750, spacing_row_mm=0.3, spacing_col_mm=0.3, rows=512,
+        ...                 cols=512)
         >>> pixels, depth_mm = camera.project([[0.0, 0.0, 0.0]])
         >>> pixels.tolist(), depth_mm.tolist()
         ([[255.5, 255.5]], [750.0])
@@ -53,16 +54,22 @@ class Camera:
                 raise ValueError(f"{name} is {count}; expected a whole number from 1 to 16384")
             object.__setattr__(self, name, int(count))
         if abs(self.primary_deg) > 180 or abs(self.secondary_deg) > 90:
-            raise ValueError(f"angles {self.primary_deg}, {self.secondary_deg} are outside -180..180 (primary) and "
-                             "-90..90 (secondary) degrees")
+            raise ValueError(
+                f"angles {self.primary_deg}, {self.secondary_deg} are outside -180..180 (primary) and "
+                "-90..90 (secondary) degrees"
+            )
         if not 1e-3 <= self.spacing_row_mm <= 10 or not 1e-3 <= self.spacing_col_mm <= 10:
-            raise ValueError(f"pixel spacing {self.spacing_row_mm}, {self.spacing_col_mm} mm is outside 0.001..10 mm; "
-                             "give the detector pixel spacing in mm")
+            raise ValueError(
+                f"pixel spacing {self.spacing_row_mm}, {self.spacing_col_mm} mm is outside 0.001..10 mm; "
+                "give the detector pixel spacing in mm"
+            )
         if not 50 <= self.sod_mm <= 5000 or not 50 <= self.sid_mm <= 5000:
             raise ValueError(f"SID {self.sid_mm} mm, SOD {self.sod_mm} mm: both must be within 50..5000 mm")
         if self.sid_mm <= self.sod_mm:
-            raise ValueError(f"SID {self.sid_mm} mm is not larger than SOD {self.sod_mm} mm: the detector must lie behind "
-                             "the isocentre; check that the two were not swapped")
+            raise ValueError(
+                f"SID {self.sid_mm} mm is not larger than SOD {self.sod_mm} mm: the detector must lie behind "
+                "the isocentre; check that the two were not swapped"
+            )
         for name, centre in (("principal_row", (self.rows - 1) / 2), ("principal_col", (self.cols - 1) / 2)):
             value = getattr(self, name)
             object.__setattr__(self, name, centre if value is None else _finite(name, value))
@@ -88,8 +95,10 @@ class Camera:
         return math.sqrt(self.spacing_row_mm * self.spacing_col_mm) / self.magnification
 
     def _intrinsics(self) -> dict[str, float]:
-        return {name: getattr(self, name) for name in (
-            "sid_mm", "sod_mm", "spacing_row_mm", "spacing_col_mm", "principal_row", "principal_col")}
+        return {
+            name: getattr(self, name)
+            for name in ("sid_mm", "sod_mm", "spacing_row_mm", "spacing_col_mm", "principal_row", "principal_col")
+        }
 
     def project(self, points_lps_mm) -> tuple[np.ndarray, np.ndarray]:
         """Pixels ``(..., 2)`` as (col, row) and depth ``(...)`` in mm from the source, of points ``(..., 3)``."""
@@ -98,14 +107,16 @@ class Camera:
 
     def rays(self, col, row) -> tuple[np.ndarray, np.ndarray]:
         """Source ``(3,)`` and vectors source -> detector pixel ``(..., 3)``, world LPS mm."""
-        source, to_pixel = equations.pixel_rays(np, self.frame, np.asarray(col, np.float64), np.asarray(row, np.float64),
-                                                **self._intrinsics())
+        source, to_pixel = equations.pixel_rays(
+            np, self.frame, np.asarray(col, np.float64), np.asarray(row, np.float64), **self._intrinsics()
+        )
         return source - np.asarray(self.offset_lps_mm), to_pixel
 
     def cropped(self, top: int, left: int, rows: int, cols: int) -> Camera:
         """The camera of ``image[top:top + rows, left:left + cols]``: the principal point moves, nothing else."""
-        return replace(self, rows=rows, cols=cols, principal_row=self.principal_row - top,
-                       principal_col=self.principal_col - left)
+        return replace(
+            self, rows=rows, cols=cols, principal_row=self.principal_row - top, principal_col=self.principal_col - left
+        )
 
     def resized(self, rows: int, cols: int) -> Camera:
         """The camera of the same field of view sampled by ``rows x cols`` pixels.
@@ -113,10 +124,15 @@ class Camera:
         Pixel centres follow ``new = (old + 0.5) * scale - 0.5`` (torch ``align_corners=False``, skimage ``resize``).
         """
         scale_row, scale_col = rows / self.rows, cols / self.cols
-        return replace(self, rows=rows, cols=cols,
-                       spacing_row_mm=self.spacing_row_mm / scale_row, spacing_col_mm=self.spacing_col_mm / scale_col,
-                       principal_row=(self.principal_row + 0.5) * scale_row - 0.5,
-                       principal_col=(self.principal_col + 0.5) * scale_col - 0.5)
+        return replace(
+            self,
+            rows=rows,
+            cols=cols,
+            spacing_row_mm=self.spacing_row_mm / scale_row,
+            spacing_col_mm=self.spacing_col_mm / scale_col,
+            principal_row=(self.principal_row + 0.5) * scale_row - 0.5,
+            principal_col=(self.principal_col + 0.5) * scale_col - 0.5,
+        )
 
     def with_offset(self, offset_lps_mm) -> Camera:
         """The same view with another offset (mm, LPS)."""

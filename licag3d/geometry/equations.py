@@ -39,8 +39,18 @@ def view_frame(xp: Any, primary_deg: Any, secondary_deg: Any) -> Frame:
     )
 
 
-def project(xp: Any, frame: Frame, points_mm: Any, *, sid_mm: Any, sod_mm: Any, spacing_row_mm: Any,
-            spacing_col_mm: Any, principal_row: Any, principal_col: Any) -> tuple[Any, Any]:
+def project(
+    xp: Any,
+    frame: Frame,
+    points_mm: Any,
+    *,
+    sid_mm: Any,
+    sod_mm: Any,
+    spacing_row_mm: Any,
+    spacing_col_mm: Any,
+    principal_row: Any,
+    principal_col: Any,
+) -> tuple[Any, Any]:
     """Pixels of points that are already in the view's own frame (offset added).
 
     Returns:
@@ -55,14 +65,28 @@ def project(xp: Any, frame: Frame, points_mm: Any, *, sid_mm: Any, sod_mm: Any, 
     return xp.stack((col, row), -1), depth_mm
 
 
-def pixel_rays(xp: Any, frame: Frame, col: Any, row: Any, *, sid_mm: Any, sod_mm: Any, spacing_row_mm: Any,
-               spacing_col_mm: Any, principal_row: Any, principal_col: Any) -> tuple[Any, Any]:
+def pixel_rays(
+    xp: Any,
+    frame: Frame,
+    col: Any,
+    row: Any,
+    *,
+    sid_mm: Any,
+    sod_mm: Any,
+    spacing_row_mm: Any,
+    spacing_col_mm: Any,
+    principal_row: Any,
+    principal_col: Any,
+) -> tuple[Any, Any]:
     """Source ``(..., 3)`` and vector from the source to the pixel on the detector ``(..., 3)``, in mm."""
+
     def column(x: Any) -> Any:  # a trailing axis, so that scalars of a view meet its vectors
         return xp.asarray(x)[..., None]
 
     source = -column(sod_mm) * frame.beam
-    to_pixel = (column(sid_mm) * frame.beam
-                + column((col - principal_col) * spacing_col_mm) * frame.column
-                + column((row - principal_row) * spacing_row_mm) * frame.row)
+    to_pixel = (
+        column(sid_mm) * frame.beam
+        + column((col - principal_col) * spacing_col_mm) * frame.column
+        + column((row - principal_row) * spacing_row_mm) * frame.row
+    )
     return source, to_pixel

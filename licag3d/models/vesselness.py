@@ -20,6 +20,7 @@ import numpy as np
 # Shape of the bands in units of the radius: width, distance of the side bands, length.
 BAND_SIGMA, SIDE_DISTANCE, LENGTH_SIGMA, MIN_LENGTH_PX = 0.55, 1.9, 2.0, 3.0
 ORIENTATIONS = 16
+SCALE_BY_CONTRAST = 0.4
 
 
 @dataclass(frozen=True)
@@ -68,12 +69,11 @@ def line_response(image: np.ndarray, valid: np.ndarray, radii: list[float], *, d
             layers = torch.nn.functional.interpolate(layers, scale_factor=factor, mode="bilinear", align_corners=False)
         layers = layers[0, :, :rows, :cols]
         score = layers[0] / layers[3]
-        if best is None:
-            best = [score, layers[0], torch.full_like(score, radius), layers[1], layers[2]]
-        else:
-            better = score > best[0]
-            for k, new in enumerate((score, layers[0], torch.full_like(score, radius), layers[1], layers[2])):
-                best[k] = torch.where(better, new, best[k])
+        # The score alone favours thin bands (streaks inside a wide vessel, where texture is small); the contrast of a
+        # tube grows until the band is as wide as the tube. Both decide on the scale.
+        key = score.clamp_min(0) ** (1 - SCALE_BY_CONTRAST) * layers[0].clamp_min(0) ** SCALE_BY_CONTRAST
+        new = [score, layers[0], torch.full_like(score, radius), layers[1], layers[2], key]
+        best = new if best is None else [torch.where(key > best[5], a, b) for a, b in zip(new, best, strict=True)]
     angle = 0.5 * torch.atan2(best[4], best[3])
     out = [x.cpu().numpy() for x in (*best[:3], torch.cos(angle), torch.sin(angle))]
     return LineResponse(*out)

@@ -33,8 +33,12 @@ def _cameras() -> tuple[Camera, Camera]:
 
 def _evidence(tree: VesselTree, camera: Camera, gain: float = 1.0) -> VesselEvidence:
     flat = flatten_tree(tree)
-    path = project_tubes(torch.from_numpy(flat.points_lps_mm).float(), torch.from_numpy(flat.radius_mm).float(),
-                         torch.from_numpy(flat.segments), Cameras.stack([camera]))[0].numpy()
+    path = project_tubes(
+        torch.from_numpy(flat.points_lps_mm).float(),
+        torch.from_numpy(flat.radius_mm).float(),
+        torch.from_numpy(flat.segments),
+        Cameras.stack([camera]),
+    )[0].numpy()
     mask = path > 0.3
     p = (gain * MU_PER_MM * path).astype(np.float32)
     return VesselEvidence(mask.astype(np.float32), p, mask.astype(np.float32), np.zeros_like(p), mask)

@@ -27,8 +27,16 @@ def case():
 
 @pytest.fixture(scope="module")
 def views(case):
-    return [View(v.image.astype(np.float32) / 255, v.user_camera, np.ones(v.mask.shape, bool), mask=v.mask, file=f"view_{k}.png")
-            for k, v in enumerate(case.views, 1)]
+    return [
+        View(
+            v.image.astype(np.float32) / 255,
+            v.user_camera,
+            np.ones(v.mask.shape, bool),
+            mask=v.mask,
+            file=f"view_{k}.png",
+        )
+        for k, v in enumerate(case.views, 1)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +55,12 @@ def test_tree_is_close_to_the_truth(case, result):
 def test_tree_is_valid_and_every_stage_left_its_trace(result):
     assert validate_tree(result.tree) == []
     assert [stage.name for stage in result.stages] == [
-        "Vessel evidence", "Camera correction", "Centreline matching", "Field refinement", "Vessel tree"]
+        "Vessel evidence",
+        "Camera correction",
+        "Centreline matching",
+        "Field refinement",
+        "Vessel tree",
+    ]
     assert all(stage.pictures for stage in result.stages[:4])
     assert result.stages[1].losses["matching_cost"][-1] <= result.stages[1].losses["matching_cost"][0]
     data = result.stages[3].losses["data"]
@@ -100,7 +113,10 @@ def test_one_view_is_flat_and_says_so(views):
 
 def test_three_views(case):
     more = simulate_case(4, "rca", views=3, offset_mm=8, rows=256, cols=256)
-    views = [View(v.image.astype(np.float32) / 255, v.user_camera, np.ones(v.mask.shape, bool), mask=v.mask) for v in more.views]
+    views = [
+        View(v.image.astype(np.float32) / 255, v.user_camera, np.ones(v.mask.shape, bool), mask=v.mask)
+        for v in more.views
+    ]
     result = reconstruct(views, QUICK)
     assert len(result.cameras) == 3 and len(result.metrics) == 3
     assert validate_tree(result.tree) == []
@@ -113,7 +129,13 @@ def test_a_view_without_vessels_is_refused(views):
 
 
 def test_settings_refuse_what_is_out_of_range():
-    for bad in ({"quality": "great"}, {"spacing_mm": 0.0}, {"spacing_mm": float("nan")}, {"camera_correction": "x"}, {"seed": -1}):
+    for bad in (
+        {"quality": "great"},
+        {"spacing_mm": 0.0},
+        {"spacing_mm": float("nan")},
+        {"camera_correction": "x"},
+        {"seed": -1},
+    ):
         with pytest.raises(InputError):
             inversion_settings(**bad)
     assert isinstance(inversion_settings(), InversionSettings)
