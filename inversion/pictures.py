@@ -23,7 +23,7 @@ def evidence_picture(view: View, evidence: VesselEvidence) -> np.ndarray:
 
 
 def match_picture(view: View, pixels: np.ndarray, points_mm: np.ndarray, confidence: np.ndarray) -> np.ndarray:
-    """The frame with its centrelines: green where both views agree, yellow where only one says so, red where unmatched."""
+    """The frame with its centrelines: green where both views agree, yellow where one says so, red where unmatched."""
     picture = _grey(view.image) // 2 + 30
     matched = np.isfinite(points_mm[:, 0])
     for chosen, colour in (

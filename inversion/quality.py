@@ -22,7 +22,7 @@ def view_metrics(
 
     ``centerline_to_vessel_px``: median distance of the reprojected centreline to the vessel mask's skeleton, px.
     ``centerline_on_vessel``: share of the reprojected centreline inside the mask. ``vessel_explained``: share of the
-    mask's skeleton within 3 px of the reprojected centreline. ``reprojection_dice``: Dice of the mask and of the field's
+    mask's skeleton within 3 px of the reprojected centreline. ``reprojection_dice``: Dice of the mask and the field's
     projection above a tenth of its maximum. ``ssim``: of the field's projection and the estimated line integral (Wang
     2004, Gaussian window of sigma 1.5 px, data range the 99th percentile of the estimate), whole image.
     """

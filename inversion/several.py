@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One, two or more views: each further view is corrected and matched against the reference, then all share one scale."""
+"""One, two or more views: each further view is corrected and matched against the first, then all share one scale."""
 
 from __future__ import annotations
 
@@ -86,8 +86,8 @@ def correct_cameras(
         )
         notes.append(
             f"view {k + 1} moved by {moved:.1f} mm and turned by up to {turn:.1f}\N{DEGREE SIGN} (cost "
-            f"{found.cost_before:.0f} \N{RIGHTWARDS ARROW} {found.cost:.0f}, {found.evaluations} cameras tried; offset fixed to "
-            f"\N{PLUS-MINUS SIGN}{found.spread_mm[0]:.1f} mm across and \N{PLUS-MINUS SIGN}{found.spread_mm[1]:.1f} mm along the beam)"
+            f"{found.cost_before:.0f} \N{RIGHTWARDS ARROW} {found.cost:.0f}, {found.evaluations} cameras tried; the offset "
+            f"is good to {found.spread_mm[0]:.1f} mm across and {found.spread_mm[1]:.1f} mm along the beam)"
         )
         total = chains[0].length_mm + chains[k].length_mm
         if found.matched_mm < DOUBTFUL_SHARE * total:
@@ -163,7 +163,7 @@ def _single(camera: Camera, chains: Chains, settings: InversionSettings) -> Corr
         rows = slice(chains.start[p], chains.start[p + 1])
         nodes = tuple((0, int(node)) for node in chains.node[p])
         curves.append(Curve(points[rows], chains.radius_mm[rows], sure[rows], nodes))
-    flat = "Depth: with one view the tree is put into the plane through the isocentre; its shape along the beam is unknown."
+    flat = "Depth: with one view the tree is put into the plane through the isocentre; its shape along the beam is open."
     return Correspondence(
         tuple(curves),
         (camera,),
