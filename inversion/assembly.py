@@ -14,7 +14,7 @@ from licag3d.inversion.matching import Match
 from licag3d.inversion.smoothing import smooth_curve
 from licag3d.structures import VesselTree
 from licag3d.vessels.graph import trace_tree
-from licag3d.vessels.tree import Join, connect_components, resample_tree
+from licag3d.vessels.tree import Join, branch_length_mm, connect_components, resample_tree
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,8 @@ class AssemblySettings:
         break_mm: a path is cut where it jumps farther than this in one step.
         shortest_mm: shorter curves are left out.
         attach_mm: the end of a curve joins another curve nearer than this, plus that one's radius.
-        bridge_mm: separate pieces nearer than this are joined by a bridge (reported).
+        bridge_mm: separate pieces nearer than this are joined by a straight bridge (reported).
+        stray_mm: pieces farther away and shorter than this are left out (reported); longer ones are bridged.
         spur_mm: side branches sticking out of their parent by less are dropped.
         step_mm: spacing of the tree's points.
         least_confidence: points surer than this are used; 0 leaves out what the other view contradicts (one in four of
@@ -37,8 +38,9 @@ class AssemblySettings:
     same_mm: float = 2.0
     break_mm: float = 3.0
     shortest_mm: float = 2.0
-    attach_mm: float = 2.5
+    attach_mm: float = 3.0
     bridge_mm: float = 6.0
+    stray_mm: float = 8.0
     spur_mm: float = 2.0
     step_mm: float = 0.5
     least_confidence: float = 0.0
@@ -110,16 +112,21 @@ def _runs(
     return curves
 
 
-def assemble_tree(curves: list[Curve], settings: AssemblySettings) -> tuple[VesselTree, tuple[Join, ...]]:
-    """Join curves into one tree.
+@dataclass(frozen=True)
+class Assembly:
+    """One connected ``tree``, the ``bridges`` laid to make it one, and the lengths of the pieces left out, mm."""
 
-    Returns:
-        The tree (pieces farther apart than ``bridge_mm`` keep roots of their own), and the bridges laid.
-    """
+    tree: VesselTree
+    bridges: tuple[Join, ...]
+    strays_mm: tuple[float, ...]
+
+
+def assemble_tree(curves: list[Curve], settings: AssemblySettings) -> Assembly:
+    """Join curves into one connected tree."""
     from scipy.spatial import cKDTree
 
     if not curves:
-        return VesselTree(), ()
+        return Assembly(VesselTree(), (), ())
     points = np.concatenate([curve.points_mm for curve in curves])
     radius = np.concatenate([curve.radius_mm for curve in curves])
     confidence = np.concatenate([curve.confidence for curve in curves])
@@ -147,5 +154,21 @@ def assemble_tree(curves: list[Curve], settings: AssemblySettings) -> tuple[Vess
                 joints.append((at, best))
     edges = np.concatenate([*edges, np.array(joints, int).reshape(-1, 2)])
     grown = trace_tree(points, radius, edges, min_branch_mm=settings.spur_mm, confidence=confidence)
-    joined, bridges = connect_components(grown, max_gap_mm=settings.bridge_mm, min_branch_mm=settings.spur_mm)
-    return resample_tree(joined, settings.step_mm), bridges
+    near, short_bridges = connect_components(grown, max_gap_mm=settings.bridge_mm, min_branch_mm=settings.spur_mm)
+    kept, strays_mm = _without_strays(near, settings.stray_mm)
+    tree, long_bridges = connect_components(kept, min_branch_mm=settings.spur_mm)
+    return Assembly(resample_tree(tree, settings.step_mm), short_bridges + long_bridges, strays_mm)
+
+
+def _without_strays(tree: VesselTree, stray_mm: float) -> tuple[VesselTree, tuple[float, ...]]:
+    """Without the connected pieces that are shorter than ``stray_mm``; the longest piece always stays."""
+    root = {}
+    for branch in tree.branches:  # a branch follows its parent
+        root[branch.id] = branch.id if branch.parent is None else root[branch.parent]
+    length: dict[int, float] = {}
+    for branch in tree.branches:
+        length[root[branch.id]] = length.get(root[branch.id], 0.0) + branch_length_mm(branch)
+    longest = max(length, key=length.get)
+    strays = {piece for piece, total in length.items() if total < stray_mm and piece != longest}
+    return (VesselTree(tuple(branch for branch in tree.branches if root[branch.id] not in strays)),
+            tuple(sorted(length[piece] for piece in strays)))

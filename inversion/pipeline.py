@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from licag3d.errors import InputError
 from licag3d.geometry import Camera
 from licag3d.inversion import pictures
-from licag3d.inversion.assembly import assemble_tree
+from licag3d.inversion.assembly import Assembly, assemble_tree
 from licag3d.inversion.chains import Chains, chains_from_graph
 from licag3d.inversion.settings import InversionSettings
 from licag3d.inversion.several import Correspondence, correct_cameras, match_all
@@ -69,15 +69,16 @@ def reconstruct(
     evidence, chains, record_1 = _evidence_stage(run)
     cameras, facts, record_2 = _camera_stage(run, chains)
     found, record_3 = _matching_stage(run, cameras, chains)
-    tree, joins = assemble_tree(list(found.curves), settings.assembly)
+    assembly = assemble_tree(list(found.curves), settings.assembly)
+    tree = assembly.tree
     if not tree.branches:
         raise InputError(
             "no vessel could be matched between the views: check that they show the same artery of one patient and "
             "that their angles are right"
         )
     field, cameras, metrics, record_4 = _field_stage(run, tree, found.cameras, evidence)
-    tree, record_5 = _vessel_stage(run, tree, cameras, joins)
-    said = [*warnings, *facts["warnings"], *found.warnings, *_join_warnings(joins)]
+    tree, record_5 = _vessel_stage(run, assembly)
+    said = [*warnings, *facts["warnings"], *found.warnings, *_assembly_warnings(assembly)]
     return Reconstruction(
         views=run.views,
         cameras=cameras,
@@ -228,23 +229,25 @@ def _field_stage(run: Run, tree: VesselTree, cameras: tuple[Camera, ...], eviden
     )
 
 
-def _vessel_stage(run: Run, tree: VesselTree, cameras: tuple[Camera, ...], joins) -> tuple[VesselTree, StageRecord]:
-    from licag3d.vessels.tree import component_count
-
+def _vessel_stage(run: Run, assembly: Assembly) -> tuple[VesselTree, StageRecord]:
     begin = time.perf_counter()
-    note = (
-        f"{len(tree.branches)} branches, {tree.length_mm:.0f} mm, {component_count(tree)} piece(s), "
-        f"{len(joins)} gap(s) bridged."
-    )
+    tree = assembly.tree
+    note = f"{len(tree.branches)} branches, {tree.length_mm:.0f} mm, {len(assembly.bridges)} gap(s) bridged."
     run.progress("vessels", 1.0, note)
     return tree, StageRecord("Vessel tree", time.perf_counter() - begin, {}, {}, note)
 
 
-def _join_warnings(joins) -> list[str]:
-    long = [join.gap_mm for join in joins if join.gap_mm > 3.0]
-    if not long:
-        return []
-    return [
-        f"{len(long)} gap(s) of {min(long):.0f} to {max(long):.0f} mm between pieces of the tree were bridged by "
-        "straight lines."
-    ]
+def _assembly_warnings(assembly: Assembly) -> list[str]:
+    warnings = []
+    long = [bridge.gap_mm for bridge in assembly.bridges if bridge.gap_mm > 3.0]
+    if long:
+        warnings.append(
+            f"{len(long)} gap(s) of {min(long):.0f} to {max(long):.0f} mm between pieces of the tree were bridged by "
+            "straight lines."
+        )
+    if assembly.strays_mm:
+        listed = ", ".join(f"{length:.0f}" for length in assembly.strays_mm)
+        warnings.append(
+            f"{len(assembly.strays_mm)} short piece(s) far from the tree were left out (lengths in mm: {listed})."
+        )
+    return warnings

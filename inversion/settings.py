@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from licag3d.errors import InputError
 from licag3d.inversion.assembly import AssemblySettings
 from licag3d.inversion.camera_search import SearchSettings
+from licag3d.inversion.filling import FillSettings
 from licag3d.inversion.matching import MatchSettings
 
 QUALITIES = ("fast", "default", "best")
@@ -45,6 +46,7 @@ class InversionSettings:
     camera_correction: str = "evolution"
     search: SearchSettings = SearchSettings()
     match: MatchSettings = MatchSettings()
+    fill: FillSettings = FillSettings()
     assembly: AssemblySettings = AssemblySettings()
     field: FieldSettings = FieldSettings()
 

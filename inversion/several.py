@@ -12,6 +12,7 @@ from licag3d.geometry import Camera, scale_gauge
 from licag3d.inversion.assembly import AssemblySettings, Curve, matched_curves
 from licag3d.inversion.camera_search import search_cameras
 from licag3d.inversion.chains import Chains
+from licag3d.inversion.filling import fill_gaps
 from licag3d.inversion.gauge import fix_scale
 from licag3d.inversion.matching import Match, match_views
 from licag3d.inversion.settings import InversionSettings
@@ -86,8 +87,8 @@ def correct_cameras(
         )
         notes.append(
             f"view {k + 1} moved by {moved:.1f} mm and turned by up to {turn:.1f}\N{DEGREE SIGN} (cost "
-            f"{found.cost_before:.0f} \N{RIGHTWARDS ARROW} {found.cost:.0f}, {found.evaluations} cameras tried; the offset "
-            f"is good to {found.spread_mm[0]:.1f} mm across and {found.spread_mm[1]:.1f} mm along the beam)"
+            f"{found.cost_before:.0f} \N{RIGHTWARDS ARROW} {found.cost:.0f}, {found.evaluations} cameras tried; offset "
+            f"good to {found.spread_mm[0]:.1f} mm across and {found.spread_mm[1]:.1f} mm along the beam)"
         )
         total = chains[0].length_mm + chains[k].length_mm
         if found.matched_mm < DOUBTFUL_SHARE * total:
@@ -103,15 +104,12 @@ def match_all(cameras: Sequence[Camera], chains: Sequence[Chains], settings: Inv
     """Match all views against the reference and fix the scale."""
     if len(cameras) == 1:
         return _single(cameras[0], chains[0], settings)
-    cameras = list(cameras)
-    matches: list[Match] = []
-    for k in range(1, len(cameras)):
-        match = match_views((cameras[0], cameras[k]), (chains[0], chains[k]), settings.match, seed=settings.seed)
-        if k > 1:
-            scale = _relative_scale(cameras[0].source_lps_mm, matches[0].points_mm[0], match.points_mm[0])
-            source, cameras[k] = scale_gauge(cameras[0], cameras[k], scale)
-            match = replace(match, points_mm=tuple(source + scale * (p - source) for p in match.points_mm))
-        matches.append(match)
+    cameras, matches = _match_pairs(list(cameras), chains, settings)
+    sure = settings.assembly.least_confidence
+    matches = [
+        fill_gaps(match, (cameras[0], cameras[k]), settings.fill, surer_than=sure)
+        for k, match in enumerate(matches, 1)
+    ]
     everything = np.concatenate([p[np.isfinite(p[:, 0])] for match in matches for p in match.points_mm])
     scale_from, assumptions = "the cameras as given", ()
     fixed = tuple(cameras)
@@ -152,6 +150,30 @@ def match_all(cameras: Sequence[Camera], chains: Sequence[Chains], settings: Inv
     )
 
 
+def _match_pairs(cameras: list[Camera], chains: Sequence[Chains], settings: InversionSettings):
+    """Match every view against the first, in one scale; the views beside a pair are its witnesses."""
+    first = cameras[0]
+    matches: list[Match] = []
+    for k in range(1, len(cameras)):
+        match = match_views((first, cameras[k]), (chains[0], chains[k]), settings.match, seed=settings.seed)
+        if k > 1:
+            scale = _relative_scale(first.source_lps_mm, matches[0].points_mm[0], match.points_mm[0])
+            cameras[k] = scale_gauge(first, cameras[k], scale)[1]
+        matches.append(match)
+    if len(cameras) > 2:
+        matches = [
+            match_views(
+                (first, cameras[k]),
+                (chains[0], chains[k]),
+                settings.match,
+                seed=settings.seed,
+                witnesses=[(cameras[j], chains[j]) for j in range(1, len(cameras)) if j != k],
+            )
+            for k in range(1, len(cameras))
+        ]
+    return cameras, matches
+
+
 def _single(camera: Camera, chains: Chains, settings: InversionSettings) -> Correspondence:
     """One view: every centreline point is put at the depth of the isocentre."""
     source, rays = camera.rays(chains.pixels[:, 0], chains.pixels[:, 1])
@@ -163,7 +185,9 @@ def _single(camera: Camera, chains: Chains, settings: InversionSettings) -> Corr
         rows = slice(chains.start[p], chains.start[p + 1])
         nodes = tuple((0, int(node)) for node in chains.node[p])
         curves.append(Curve(points[rows], chains.radius_mm[rows], sure[rows], nodes))
-    flat = "Depth: with one view the tree is put into the plane through the isocentre; its shape along the beam is open."
+    flat = (
+        "Depth: with one view the tree is put into the plane through the isocentre; its shape along the beam is open."
+    )
     return Correspondence(
         tuple(curves),
         (camera,),

@@ -10,12 +10,12 @@ import pytest
 from match_cases import chains_of, no_chains, simulated, two_cameras, vessels
 
 from licag3d.geometry import Camera
-from licag3d.inversion.assembly import AssemblySettings, assemble_tree, matched_curves
+from licag3d.inversion.assembly import Assembly, AssemblySettings, assemble_tree, matched_curves
 from licag3d.inversion.matching import MatchSettings, match_views
 from licag3d.inversion.smoothing import smooth_curve
 from licag3d.metrics.centerline import centerline_metrics, nearest_distances, tree_points
 from licag3d.structures import VesselTree
-from licag3d.vessels.tree import validate_tree
+from licag3d.vessels.tree import component_count, validate_tree
 
 
 def test_exact_projections_come_back():
@@ -33,12 +33,15 @@ def test_simulated_case_becomes_a_good_and_valid_tree():
     case, chains = simulated("rca")
     cameras = tuple(case.true_cameras)
     match = match_views(cameras, chains, MatchSettings())
-    tree, bridges = assemble_tree(matched_curves(match, cameras, AssemblySettings()), AssemblySettings())
+    assembly = assemble_tree(matched_curves(match, cameras, AssemblySettings()), AssemblySettings())
+    tree, bridges = assembly.tree, assembly.bridges
     assert validate_tree(tree) == []
     scores = centerline_metrics(tree_points(tree), tree_points(case.tree))
     assert scores["centerline_precision_1mm"] > 0.75
     assert scores["centerline_f1_1mm"] > 0.6
-    assert all(join.gap_mm <= AssemblySettings().bridge_mm for join in bridges)
+    assert component_count(tree) == 1
+    assert all(0 < bridge.gap_mm < 60 for bridge in bridges)
+    assert all(length < AssemblySettings().stray_mm for length in assembly.strays_mm)
     sure = np.concatenate([p[c == 1] for p, c in zip(match.points_mm, match.confidence, strict=True)])
     assert (nearest_distances(sure, tree_points(case.tree).points_lps_mm)[0] < 1).mean() > 0.75
 
@@ -58,7 +61,8 @@ def test_nothing_in_one_view_leaves_everything_unmatched():
     assert np.isnan(match.points_mm[0]).all()
     assert len(match.points_mm[1]) == 0
     assert match.cost == pytest.approx(MatchSettings().path.none * chains[0].length_mm, rel=1e-6)
-    assert assemble_tree(matched_curves(match, cameras, AssemblySettings()), AssemblySettings()) == (VesselTree(), ())
+    assert assemble_tree(matched_curves(match, cameras, AssemblySettings()), AssemblySettings()) == Assembly(
+        VesselTree(), (), ())
 
 
 def test_a_further_view_forbids_what_it_does_not_show():
