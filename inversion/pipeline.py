@@ -76,7 +76,7 @@ def reconstruct(
             "no vessel could be matched between the views: check that they show the same artery of one patient and "
             "that their angles are right"
         )
-    field, cameras, metrics, record_4 = _field_stage(run, tree, found.cameras, evidence)
+    field, cameras, metrics, record_4 = _field_stage(run, tree, found.cameras, evidence, chains)
     tree, record_5 = _vessel_stage(run, assembly)
     said = [*warnings, *facts["warnings"], *found.warnings, *_assembly_warnings(assembly)]
     return Reconstruction(
@@ -197,7 +197,13 @@ def _matching_stage(
     )
 
 
-def _field_stage(run: Run, tree: VesselTree, cameras: tuple[Camera, ...], evidence: tuple[VesselEvidence, ...]):
+def _field_stage(
+    run: Run,
+    tree: VesselTree,
+    cameras: tuple[Camera, ...],
+    evidence: tuple[VesselEvidence, ...],
+    chains: tuple[Chains, ...],
+):
     from licag3d.inversion.field import refine_field
     from licag3d.inversion.quality import view_metrics
 
@@ -213,7 +219,7 @@ def _field_stage(run: Run, tree: VesselTree, cameras: tuple[Camera, ...], eviden
         move_cameras=move,
         progress=lambda share, text: run.progress("field", share, text),
     )
-    metrics, rendered = view_metrics(tree, result, evidence)
+    metrics, rendered = view_metrics(tree, result, evidence, chains)
     shown = {
         f"View {k + 1}": pictures.compare_picture(e.line_integral, image)
         for k, (e, image) in enumerate(zip(evidence, rendered, strict=True))

@@ -97,7 +97,8 @@ class Cameras:
         like = {"dtype": self.offset_lps_mm.dtype, "device": self.offset_lps_mm.device}
         if pixels is None:
             trailing = 2
-            row, col = torch.meshgrid(torch.arange(self.rows, **like), torch.arange(self.cols, **like), indexing="ij")
+            # Rows and columns stay apart until the last sum: one operation of full size instead of ten.
+            row, col = torch.arange(self.rows, **like)[:, None], torch.arange(self.cols, **like)
         else:
             trailing = 1
             col, row = pixels[..., 0], pixels[..., 1]
