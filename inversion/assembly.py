@@ -16,7 +16,6 @@ from licag3d.structures import VesselTree
 from licag3d.vessels.graph import trace_tree
 from licag3d.vessels.tree import Join, branch_length_mm, connect_components, resample_tree
 
-
 #: An angiogram does not resolve thinner vessels; a reading below it is a broken reading, not a vessel.
 LEAST_RADIUS_MM = 0.3
 
@@ -112,7 +111,8 @@ def _runs(
             ends = tuple((side, int(chains.node[p, e])) if at == limit else None for e, at, limit in
                          ((0, run[0], chains.start[p]), (1, run[-1], chains.start[p + 1] - 1)))
             smooth = smooth_curve(points[run], (own_plane[run], other_plane[run]), chains.step_mm[run])
-            curves.append(Curve(smooth, np.maximum(radius * depth, LEAST_RADIUS_MM)[run], match.confidence[side][run], ends))
+            lumen = np.maximum(radius * depth, LEAST_RADIUS_MM)[run]
+            curves.append(Curve(smooth, lumen, match.confidence[side][run], ends))
     return curves
 
 
