@@ -3,7 +3,7 @@
 PYTHON ?= python
 BUILD ?= build/native
 
-.PHONY: native ctest sanitize test lint format wheel clean
+.PHONY: native ctest sanitize test lint wheel clean
 
 native:  ## build the native library into licag3d/_native
 	cmake -S . -B $(BUILD) -G Ninja -DLICAG3D_TESTS=ON
