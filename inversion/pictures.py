@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from licag3d.structures import VesselEvidence, View
+from licag3d.geometry import Camera
+from licag3d.structures import VesselEvidence, VesselTree, View
 
 _MATCHED, _ONE_WAY, _UNMATCHED = (60, 220, 120), (250, 190, 40), (240, 70, 70)
 
@@ -32,6 +33,21 @@ def match_picture(view: View, pixels: np.ndarray, points_mm: np.ndarray, confide
         (matched & (confidence >= 0.9), _MATCHED),
     ):
         _dots(picture, pixels[chosen], colour)
+    return picture
+
+
+def tree_picture(view: View, camera: Camera, tree: VesselTree) -> np.ndarray:
+    """The frame with the reprojected centreline of the tree: green where both views agree on it, yellow elsewhere."""
+    picture = _grey(view.image) // 2 + 30
+    for branch in tree.branches:
+        pixels, _ = camera.project(branch.points_lps_mm)
+        steps = max(2, int(np.ceil(np.linalg.norm(np.diff(pixels, axis=0), axis=1).sum())))
+        at = np.linspace(0, len(pixels) - 1, 2 * steps)
+        dense = np.stack([np.interp(at, np.arange(len(pixels)), pixels[:, k]) for k in (0, 1)], axis=1)
+        sure = np.ones(len(pixels)) if branch.confidence is None else branch.confidence
+        sure = np.interp(at, np.arange(len(pixels)), sure)
+        _dots(picture, dense[sure < 0.9], _ONE_WAY)
+        _dots(picture, dense[sure >= 0.9], _MATCHED)
     return picture
 
 

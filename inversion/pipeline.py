@@ -77,7 +77,7 @@ def reconstruct(
             "that their angles are right"
         )
     field, cameras, metrics, record_4 = _field_stage(run, tree, found.cameras, evidence, chains)
-    tree, record_5 = _vessel_stage(run, assembly)
+    tree, record_5 = _vessel_stage(run, assembly, cameras)
     said = [*warnings, *facts["warnings"], *found.warnings, *_assembly_warnings(assembly)]
     return Reconstruction(
         views=run.views,
@@ -235,12 +235,18 @@ def _field_stage(
     )
 
 
-def _vessel_stage(run: Run, assembly: Assembly) -> tuple[VesselTree, StageRecord]:
+def _vessel_stage(
+    run: Run, assembly: Assembly, cameras: tuple[Camera, ...]
+) -> tuple[VesselTree, StageRecord]:
     begin = time.perf_counter()
     tree = assembly.tree
     note = f"{len(tree.branches)} branches, {tree.length_mm:.0f} mm, {len(assembly.bridges)} gap(s) bridged."
     run.progress("vessels", 1.0, note)
-    return tree, StageRecord("Vessel tree", time.perf_counter() - begin, {}, {}, note)
+    shown = {
+        f"View {k}": pictures.tree_picture(view, camera, tree)
+        for k, (view, camera) in enumerate(zip(run.views, cameras, strict=True), 1)
+    }
+    return tree, StageRecord("Vessel tree", time.perf_counter() - begin, {}, shown, note)
 
 
 def _assembly_warnings(assembly: Assembly) -> list[str]:
