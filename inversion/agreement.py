@@ -2,10 +2,10 @@
 """Joint matching of two views: each piece takes a path through the other view, and paths must agree with each other.
 
 A pair (point of one view, candidate in the other) is one place in space, so that the partner point should choose the
-same place
-from its side. Costs of a labelling: the path costs of all pieces, a price per mm where a path is contradicted by
-the other view's, and the gap in space where pieces meet at a node. Min-sum messages over these couplings (Koller and
-Friedman, Probabilistic Graphical Models, chapter 13), then exact re-routing of one piece at a time.
+same place from its side. Costs of a labelling: the path costs of all pieces, a price per mm where a path is
+contradicted by the other view's, and the gap in space where pieces meet at a node. Min-sum messages over these
+couplings (Koller and Friedman, Probabilistic Graphical Models, chapter 13), then exact re-routing of one piece at a
+time.
 """
 
 from __future__ import annotations
@@ -27,8 +27,7 @@ class Links:
     """Places of one view as the other view sees them, F of them.
 
     ``point``, ``state`` ``(F,)`` of the view that claims the place; ``partner``, ``answer`` ``(F,)`` point and state
-    of the other
-    view that would confirm it (answer -1: none would); ``price`` ``(F,)`` cost of being contradicted.
+    of the other view that would confirm it (answer -1: none would); ``price`` ``(F,)`` cost of being contradicted.
     """
 
     point: np.ndarray

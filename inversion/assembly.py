@@ -34,8 +34,7 @@ class AssemblySettings:
         spur_mm: side branches sticking out of their parent by less are dropped.
         step_mm: spacing of the tree's points.
         least_confidence: points surer than this are used; 0 leaves out what the other view contradicts (one in four of
-            these
-            places is right, seven in eight of those that both views agree on).
+            these places is right, seven in eight of those that both views agree on).
     """
 
     same_mm: float = 2.0
@@ -52,8 +51,7 @@ class AssemblySettings:
 @dataclass(frozen=True)
 class Curve:
     """One stretch of matched centreline: ``points_mm`` ``(n, 3)``, ``radius_mm`` and ``confidence`` ``(n,)``;
-    ``nodes`` are the 2D
-    graph nodes at its two ends as (view, node), or None where it ends within a piece."""
+    ``nodes`` are the 2D graph nodes at its two ends as (view, node), or None where it ends within a piece."""
 
     points_mm: np.ndarray
     radius_mm: np.ndarray

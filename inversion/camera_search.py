@@ -3,8 +3,7 @@
 
 The cost of a candidate camera is the Viterbi cost of every centreline piece of either view through the other
 (:func:`licag3d.ops.match.match_cost`): it counts the length left unmatched, jumps in depth and unequal calibres. It
-has one
-wide basin across the epipolar planes, a shallow one toward the detector and is flat along the baseline, where
+has one wide basin across the epipolar planes, a shallow one toward the detector and is flat along the baseline, where
 only an assumption can fix the scale (docs/geometry.md).
 """
 
@@ -57,8 +56,7 @@ class CameraSearch:
         matched_mm: length matched, both views together.
         history: best cost after each generation.
         spread_mm: half the range of the offset, across the epipolar planes and toward the detector, over which the
-            cost stays
-            within 2 % of the least.
+            cost stays within 2 % of the least.
         evaluations: number of cameras tried.
     """
 
@@ -137,8 +135,7 @@ def search_cameras(
         values = camera_costs([build(x) for x in population], chains, settings.prices)[0]
         tried[0] += len(population)
         # The basin toward the detector is shallow, and far out a wrong arrangement may be cheaper. Heavy tails: a
-        # table that
-        # did move far is still found.
+        # table that did move far is still found.
         values = values + settings.toward_price * np.log1p((population[:, 1] / settings.toward_sigma_mm) ** 2)
         if population.shape[1] > 2:
             # Reading errors are normal; one standard deviation costs as much as two millimetres of unmatched vessel.

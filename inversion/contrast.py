@@ -2,8 +2,7 @@
 """Contrast as a cue of slope: a vessel that runs along the rays shows more contrast than its width explains.
 
 A ray meets a vessel of radius r under the angle a over the length 2 r / sin(a): p = mu 2 r / sin(a). The direction of
-a vessel
-in space follows from its directions in two images, so that both images can be asked.
+a vessel in space follows from its directions in two images, so that both images can be asked.
 """
 
 from __future__ import annotations
@@ -86,9 +85,8 @@ def contrast_mismatch(planes: tuple[ImagePlanes, ImagePlanes], near: np.ndarray,
 
     Returns:
         ``slope`` ``(N, K)``: mean over both views of |log(stretch seen / stretch of the direction in space)|, at most
-        1 each;
-        ``bore`` ``(N, K)`` in 0..1: how different the vessel diameters are that both line integrals give for this
-        direction, d = p sin(a) / mu. It needs no width and so holds for vessels of a pixel or two.
+        1 each; ``bore`` ``(N, K)`` in 0..1: how different the vessel diameters are that both line integrals give for
+        this direction, d = p sin(a) / mu. It needs no width and so holds for vessels of a pixel or two.
 
     Where both image tangents lie in the epipolar plane the direction is not determined, and both fade to zero.
     """

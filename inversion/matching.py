@@ -58,10 +58,8 @@ class Match:
     """The chosen path of every point of either view.
 
     For view k (0 or 1): ``points_mm[k]`` ``(N_k, 3)`` LPS mm, NaN where unmatched; ``confidence[k]`` ``(N_k,)`` in
-    0..1: 1 where
-    the other view's path says the same, 0.25 where it says nothing, 0 where it says something else; ``partner[k]``
-    ``(N_k,)``
-    nearest point of the other view, -1 where unmatched. ``cost``: of the whole labelling.
+    0..1: 1 where the other view's path says the same, 0.25 where it says nothing, 0 where it says something else;
+    ``partner[k]`` ``(N_k,)`` nearest point of the other view, -1 where unmatched. ``cost``: of the whole labelling.
     """
 
     chains: tuple[Chains, Chains]

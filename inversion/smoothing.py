@@ -2,9 +2,8 @@
 """Smooth curves in space that stay on both image centrelines.
 
 A matched place is well known across the planes of ray and image tangent of both views, and badly known along
-directions that lie
-in both planes: where the vessel runs within the epipolar plane, its depth is open. Smoothing therefore weighs each
-place by these two planes and lets bending decide the rest.
+directions that lie in both planes: where the vessel runs within the epipolar plane, its depth is open. Smoothing
+therefore weighs each place by these two planes and lets bending decide the rest.
 """
 
 from __future__ import annotations

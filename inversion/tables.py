@@ -23,10 +23,8 @@ class PathTables:
     """Costs of the paths of one view; state K of every point is "no match".
 
     ``unary`` ``(N, K + 1)``; ``pair`` ``(N, K + 1, K + 1)`` from the state of the previous point of the piece to that
-    of the point
-    (unused at a piece's start); ``points_mm`` ``(N, K + 1, 3)``, NaN where there is no match; ``partner`` ``(N, K +
-    1)`` nearest point
-    of the other view, -1 without one.
+    of the point (unused at a piece's start); ``points_mm`` ``(N, K + 1, 3)``, NaN where there is no match; ``partner``
+    ``(N, K + 1)`` nearest point of the other view, -1 without one.
     """
 
     unary: np.ndarray
