@@ -10,11 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from licag3d.geometry import Camera, scale_gauge
+from licag3d.inversion.epipolar import epipolar_pair
 
-#: How far a vessel tree lies from the isocentre of a view, and how far the table moves between views: one standard
-#: deviation, mm. Operators centre the tree in every view before they turn the C-arm.
+#: How far a vessel tree lies from the isocentre of a view: one standard deviation, mm. Operators centre the tree in
+#: every view before they turn the C-arm.
 ISOCENTRE_SIGMA_MM = 15.0
-OFFSET_SIGMA_MM = 25.0
+#: Bounds of the standard deviation of a table shift, mm.
+OFFSET_SIGMA_MM = (6.0, 25.0)
 
 
 @dataclass(frozen=True)
@@ -51,10 +53,14 @@ def fix_scale(cameras: Sequence[Camera], points_lps_mm: np.ndarray) -> ScaleGaug
     value, slope = [middle / ISOCENTRE_SIGMA_MM], [(middle - source) / ISOCENTRE_SIGMA_MM]
     for camera in cameras[1:]:
         offset, drift = np.asarray(camera.offset_lps_mm), -(camera.source_lps_mm - source)
-        value += [(middle + offset) / ISOCENTRE_SIGMA_MM, offset / OFFSET_SIGMA_MM]
-        slope += [(middle - source + drift) / ISOCENTRE_SIGMA_MM, drift / OFFSET_SIGMA_MM]
+        # One component of the shift is well known, the one across the epipolar planes. It tells whether the table moved
+        # much or little: where it is small, the unknown component is likely small too.
+        across = abs(float(offset @ epipolar_pair(first, camera).across))
+        sigma = float(np.clip(1.5 * across, *OFFSET_SIGMA_MM))
+        value += [(middle + offset) / ISOCENTRE_SIGMA_MM, offset / sigma]
+        slope += [(middle - source + drift) / ISOCENTRE_SIGMA_MM, drift / sigma]
     value, slope = np.concatenate(value), np.concatenate(slope)
     scale = float(np.clip(1.0 - value @ slope / (slope @ slope), 0.7, 1.4))
     moved = [first, *(scale_gauge(first, camera, scale)[1] for camera in cameras[1:])]
     return ScaleGauge(scale, source, tuple(moved), float(1.0 / np.sqrt(slope @ slope)),
-                      "the tree is taken to lie near the isocentres of the views")
+                      "the tree is taken to lie near the isocentres of the views, and table shifts to be small")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -187,9 +188,7 @@ def test_batch_equals_single_cameras(singles, points):
     torch = pytest.importorskip("torch")
     from licag3d.geometry import Cameras
 
-    singles = [camera.resized(24, 32) if 0.005 < camera.spacing_row_mm * camera.rows / 24 < 9
-               and 0.005 < camera.spacing_col_mm * camera.cols / 32 < 9 else None for camera in singles]
-    assume(None not in singles)
+    singles = [replace(camera, rows=24, cols=32) for camera in singles]
     batch = Cameras.stack(singles)
     pixels, depths = batch.project(torch.tensor(points, dtype=torch.float64))
     sources, to_pixels = batch.rays()
