@@ -81,7 +81,8 @@ def pixel_rays(
     """Source ``(..., 3)`` and vector from the source to the pixel on the detector ``(..., 3)``, in mm."""
 
     def column(x: Any) -> Any:  # a trailing axis, so that scalars of a view meet its vectors
-        return xp.asarray(x)[..., None]
+        # Tensors are taken as they are: older versions of torch cut the gradient in asarray.
+        return (x if hasattr(x, "ndim") else xp.asarray(x))[..., None]
 
     source = -column(sod_mm) * frame.beam
     to_pixel = (
