@@ -50,7 +50,10 @@ def parser() -> Parser:
         help="learned prior; this version has none embedded and reconstructs by matching alone",
     )
     made.add_argument(
-        "--artery", choices=("auto", "lca", "rca"), default="auto", help="artery shown; recorded in the result"
+        "--artery",
+        choices=("auto", "lca", "rca"),
+        default="auto",
+        help="artery shown; this version uses no anatomy and only records it with the command",
     )
     made.add_argument(
         "--quality", choices=("fast", "default", "best"), default="default", help="effort of search and refinement"
