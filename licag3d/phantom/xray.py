@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
+from licag3d.errors import InputError
 from licag3d.geometry import Camera
 from licag3d.phantom import devices
 from licag3d.phantom.thorax import Thorax, cloud, thorax_integral
@@ -70,55 +72,108 @@ def sample_surroundings(rng: np.random.Generator, tree: VesselTree, thorax: Thor
 @dataclass(frozen=True)
 class Frame:
     """One rendered view, all ``(rows, cols)``: display ``image`` uint8 (vessels dark), ``measured`` float32 (minus the
-    logarithm of the detected intensity, with everything in the beam), vessel ``line_integral`` float32 and ``mask``
-    bool."""
+    logarithm of the detected intensity, with everything in the beam), vessel ``line_integral`` float32, ``mask`` bool
+    and ``devices`` bool (pixels whose ray meets a catheter, wire or other device).
+
+    ``contrast_free_image`` and ``contrast_free_measured`` are the same moment with kappa times the contrast in vessels
+    and catheter, with quantum noise of its own; None unless asked for.
+    """
 
     image: np.ndarray
     measured: np.ndarray
     line_integral: np.ndarray
     mask: np.ndarray
+    devices: np.ndarray
+    contrast_free_image: np.ndarray | None = None
+    contrast_free_measured: np.ndarray | None = None
 
 
 def render_frame(
-    tree: VesselTree, camera: Camera, exposure: Exposure, surroundings: Surroundings | None, seed: list[int]
+    tree: VesselTree,
+    camera: Camera,
+    exposure: Exposure,
+    surroundings: Surroundings | None,
+    seed: list[int],
+    *,
+    opacity: Mapping[int, np.ndarray] | None = None,
+    kappa: float | None = None,
 ) -> Frame:
     """X-ray frame of a tree; without surroundings the background is uniform.
 
-    The mask is every pixel whose ray through its centre meets a vessel.
-    """
-    from scipy.ndimage import gaussian_filter
+    The mask is every pixel whose ray through its centre meets opacified blood.
 
-    rng = np.random.default_rng(seed)
-    path_mm = path_length_mm(tree_lines(tree), camera)
+    Args:
+        opacity: branch id to relative iodine concentration ``(n,)`` in 0..1 of each centreline sample; None is 1
+            everywhere.
+        kappa: share of the contrast left in the contrast-free frame, 0..1; None makes none.
+
+    Raises:
+        InputError: kappa out of range.
+    """
+    if kappa is not None and not 0 <= kappa <= 1:
+        raise InputError(f"residual contrast kappa is {kappa}; give 0 (none) to 1 (all of it)")
+    if opacity is None:
+        path_mm = path_length_mm(tree_lines(tree), camera)
+    else:
+        from licag3d.phantom.filling import opacified_path_mm
+
+        path_mm = opacified_path_mm(tree, opacity, camera)
     line_integral = (exposure.mu_per_mm * path_mm).astype(np.float32)
     blur = exposure.blur_px(camera)
+
+    def stream(number: int) -> np.random.Generator:
+        # One stream per effect: how many numbers one effect draws never moves another.
+        return np.random.default_rng([*seed, number])
+
+    contrasts = (1.0,) if kappa is None else (1.0, float(kappa))
+    made = []
     if surroundings is None:
-        noisy = _detected(rng, np.exp(-line_integral), exposure, blur, scatter=0.0)
-        return Frame(_to_bytes(185.0 * noisy), _minus_log(noisy), line_integral, path_mm > 0)
-    total = line_integral + _device_integral(rng, surroundings, tree, camera, exposure)
-    behind = thorax_integral(surroundings.thorax, camera)
-    total += behind - np.median(behind)
+        for number, contrast in enumerate(contrasts):
+            noisy = _detected(stream(number), np.exp(-contrast * line_integral), exposure, blur, scatter=0.0)
+            made += [_to_bytes(185.0 * noisy), _minus_log(noisy)]
+        return Frame(*made[:2], line_integral, path_mm > 0, np.zeros(path_mm.shape, bool), *made[2:])
+    fixed, filled, hardware = _device_integral(stream(2), surroundings, tree, camera, exposure)
+    iodine = line_integral + filled
+    fixed = fixed + _background(stream(3), surroundings.thorax, camera)
+    bright = None
+    for number, contrast in enumerate(contrasts):
+        primary = np.exp(-np.clip(fixed + contrast * iodine, -4, 9))
+        # The exposure control, the window and the shutters are those of the moment: contrast does not move them.
+        bright = np.median(primary) if bright is None else bright
+        noisy = _detected(stream(number), primary / bright, exposure, blur, scatter=exposure.scatter)
+        if number == 0:
+            window = _window(noisy)
+        grey = _display(stream(4), noisy, window)
+        shutter = _collimator(stream(5), camera.rows, camera.cols)
+        made += [_to_bytes(grey * shutter), _minus_log(noisy * shutter)]
+    return Frame(*made[:2], line_integral, path_mm > 0, hardware, *made[2:])
+
+
+def _background(rng: np.random.Generator, thorax: Thorax, camera: Camera) -> np.ndarray:
+    from scipy.ndimage import gaussian_filter
+
+    behind = thorax_integral(thorax, camera)
+    total = behind - np.median(behind)
     total += rng.uniform(0.04, 0.08) * cloud(rng, camera.rows, camera.cols, rng.uniform(1.25, 1.6))
     # Grain of muscle and lung, a few pixels wide.
     grain = gaussian_filter(rng.standard_normal(total.shape).astype(np.float32), 2.2)
     total += rng.uniform(0.012, 0.028) * grain / grain.std()
-    primary = np.exp(-np.clip(total, -4, 9))
-    noisy = _detected(rng, primary / np.median(primary), exposure, blur, scatter=exposure.scatter)
-    grey = _display(rng, noisy)
-    shutter = _collimator(rng, camera.rows, camera.cols)
-    return Frame(_to_bytes(grey * shutter), _minus_log(noisy * shutter), line_integral, path_mm > 0)
+    return total
 
 
 def _device_integral(
     rng: np.random.Generator, surroundings: Surroundings, tree: VesselTree, camera: Camera, exposure: Exposure
-) -> np.ndarray:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Line integral of what is fixed, of the contrast outside the tree, and the pixels that meet a device."""
     catheter = surroundings.catheter
     outer = path_length_mm([catheter], camera)
     lumen = path_length_mm([Line(catheter.points_lps_mm, 0.68 * catheter.radius_mm)], camera)
     # The wall is made radio-opaque; the lumen holds contrast that no blood has thinned yet.
-    total = 0.11 * (outer - lumen) + 1.25 * exposure.mu_per_mm * lumen
+    fixed, filled = 0.11 * (outer - lumen), 1.25 * exposure.mu_per_mm * lumen
+    met = outer > 0
     if surroundings.wire is not None:
-        total += 1.6 * path_length_mm([surroundings.wire], camera)
+        wire = path_length_mm([surroundings.wire], camera)
+        fixed, met = fixed + 1.6 * wire, met | (wire > 0)
     if surroundings.reflux > 0:
         ostium = tree.branches[0].points_lps_mm[0]
         back = catheter.points_lps_mm[25]
@@ -126,8 +181,8 @@ def _device_integral(
         width = rng.uniform(6, 11) / camera.mm_per_pixel
         y, x = np.ogrid[: camera.rows, : camera.cols]
         blob = np.exp(-((x - col) ** 2 + 0.7 * (y - row) ** 2) / (2 * width**2))
-        total += surroundings.reflux * blob * (1 + 0.35 * cloud(rng, camera.rows, camera.cols, 1.4)).clip(0)
-    return total.astype(np.float32)
+        filled = filled + surroundings.reflux * blob * (1 + 0.35 * cloud(rng, camera.rows, camera.cols, 1.4)).clip(0)
+    return fixed.astype(np.float32), filled.astype(np.float32), met
 
 
 def _detected(
@@ -147,10 +202,16 @@ def _detected(
     return gaussian_filter(counts, 0.6 * blur_px)
 
 
-def _display(rng: np.random.Generator, intensity: np.ndarray) -> np.ndarray:
-    """Grey values 0..255 by a monotone curve: logarithm, window by percentiles, gamma and a soft shoulder."""
+def _window(intensity: np.ndarray) -> tuple[float, float]:
+    """Log intensities that the display spreads from black to white: percentiles 0.3 and 99.7."""
+    low, high = np.percentile(np.log(np.maximum(intensity, 1e-4))[8:-8, 8:-8], (0.3, 99.7))
+    return float(low), float(high)
+
+
+def _display(rng: np.random.Generator, intensity: np.ndarray, window: tuple[float, float]) -> np.ndarray:
+    """Grey values 0..255 by a monotone curve: logarithm, window, gamma and a soft shoulder."""
     value = np.log(np.maximum(intensity, 1e-4))
-    low, high = np.percentile(value[8:-8, 8:-8], (0.3, 99.7))
+    low, high = window
     low, high = low - rng.uniform(0.2, 0.7), high + rng.uniform(0.1, 0.5)
     unit = np.clip((value - low) / max(high - low, 1.1), 0, 1)
     shoulder = rng.uniform(0.0, 0.6)
