@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from licag3d.models.vasomim import patchify, unpatchify
+from licag3d.models.vit import patchify, unpatchify
 
 
 @dataclass(frozen=True)
@@ -113,8 +113,8 @@ def paste_visible(predicted: Tensor, images: Tensor, mask: Tensor, patch_px: int
     """I': the image with its hidden patches replaced by predictions and its visible ones untouched.
 
     Args:
-        predicted: ``(n, patches, patch_px ** 2)``; in units of their own mean and spread where ``normalised`` (these are
-            taken from the true patch: right for training, a leak for pictures).
+        predicted: ``(n, patches, patch_px ** 2)``; in units of their own mean and spread where ``normalised`` (these
+            are taken from the true patch: right for training, a leak for pictures).
         images: ``(n, 1, h, w)``.
         mask: ``(n, patches)`` bool, True where hidden.
     """
