@@ -1,0 +1,298 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Phantom frames for training: rendered case by case into a pool folder that grows while a training reads from it.
+
+A frame holds the picture as the phantom displays it and the layers it is made of without noise (line integral of the
+vessels, everything else in the beam), so that a training can put them together anew with other contrast, dose, blur and
+display. Frame ``n`` of a pool is a function of ``n`` alone: the same pool comes out whoever renders it, and whenever.
+
+    python -m licag3d.data.phantom_frames --pool DIR --cases 200
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from licag3d.command import Parser, add_debug_flag, run
+from licag3d.errors import InputError
+
+SCHEMA = "licag3d-phantom-frames-1"
+ROWS = 512
+VIEWS_PER_CASE = 3
+#: Layers of a stored frame, in order.
+LAYERS = ("image", "contrast_free", "line_integral", "codes")
+#: ``codes`` = label of the branch + VESSEL + DEVICE; exact in float16, which holds whole numbers to 2048.
+LABELS, VESSEL, DEVICE = 64, 64, 128
+MAX_FRAMES = 1_000_000
+
+
+@dataclass(frozen=True)
+class PhantomFrame:
+    """One frame, all arrays ``(rows, cols)``.
+
+    Args:
+        image: uint8, as displayed, vessels dark; noise, blur, scatter, devices, collimator, everything.
+        contrast_free: float32, minus log of the intensity without vessels, noise, blur and scatter (devices in it).
+        line_integral: float32, p of the vessels, no unit.
+        mask: bool, pixels whose ray meets a vessel.
+        devices: bool, pixels whose ray meets a catheter, a wire or another device.
+        labels: uint8, 1 + index into ``branch_names`` of the nearest branch on ``mask``, 0 elsewhere.
+        branch_names: names of the branches of the tree.
+        mm_per_pixel: at the isocentre.
+        seed, artery, view: where it comes from.
+    """
+
+    image: np.ndarray
+    contrast_free: np.ndarray
+    line_integral: np.ndarray
+    mask: np.ndarray
+    devices: np.ndarray
+    labels: np.ndarray
+    branch_names: tuple[str, ...]
+    mm_per_pixel: float
+    seed: int
+    artery: str
+    view: int
+
+
+def render_case(seed: int, *, views: int = VIEWS_PER_CASE, rows: int = ROWS) -> list[PhantomFrame]:
+    """Frames of one phantom patient; right and left arteries alternate with the seed.
+
+    Angles, zoom and table position vary more than in a benchmark case: a training frame may cut vessels off.
+    """
+    from licag3d.phantom import views as view_choice
+    from licag3d.phantom.anatomy import sample_patient, sample_tree
+    from licag3d.phantom.thorax import sample_thorax
+    from licag3d.phantom.xray import Exposure, sample_surroundings
+
+    artery = ("rca", "lca")[seed % 2]
+    rng = np.random.default_rng([seed, 60])
+    tree = sample_tree(seed, artery)
+    points = np.concatenate([branch.points_lps_mm for branch in tree.branches])
+    move = rng.uniform(-15, 15, 3) - 0.5 * (points.min(0) + points.max(0))
+    tree = replace(tree, branches=tuple(replace(b, points_lps_mm=b.points_lps_mm + move) for b in tree.branches))
+    geometry = view_choice.choose_geometry(rng)
+    angles = view_choice.choose_angles(rng, artery, views, float(rng.uniform(25, 90)))
+    cameras = [view_choice.make_camera(a, geometry, rows, rows) for a in angles]
+    spacing = view_choice.fit_spacing(cameras, points + move)
+    thorax = sample_thorax(rng, sample_patient(seed).heart, move)
+    surroundings = sample_surroundings(rng, tree, thorax)
+    frames = []
+    for k, camera in enumerate(cameras):
+        # Real frames are often closer than the whole tree needs.
+        camera = view_choice.with_spacing(camera, spacing * float(rng.uniform(0.72, 1.05)))
+        exposure = Exposure.sample(np.random.default_rng([seed, 61, k]))
+        frames.append(_render(tree, camera, exposure, surroundings, seed, artery, k))
+    return frames
+
+
+def _render(tree, camera, exposure, surroundings, seed: int, artery: str, view: int) -> PhantomFrame:
+    from licag3d.phantom.tubes import path_length_mm
+    from licag3d.phantom.xray import render_frame
+
+    noise = [seed, 62, view]
+    seen = render_frame(tree, camera, exposure, surroundings, noise)
+    # The same moment with a perfect detector: what is left after subtracting the vessels is everything else.
+    perfect = replace(exposure, quanta=1e9, scatter=0.0, focal_spot_mm=0.0, detector_blur_px=0.0)
+    clean = render_frame(tree, camera, perfect, surroundings, noise)
+    lines = [surroundings.catheter] + ([surroundings.wire] if surroundings.wire is not None else [])
+    return PhantomFrame(
+        image=seen.image,
+        contrast_free=clean.measured - clean.line_integral,
+        line_integral=seen.line_integral,
+        mask=seen.mask,
+        devices=path_length_mm(lines, camera) > 0,
+        labels=branch_labels(tree, camera, seen.mask),
+        branch_names=tuple(branch.name for branch in tree.branches),
+        mm_per_pixel=float(camera.mm_per_pixel),
+        seed=seed,
+        artery=artery,
+        view=view,
+    )
+
+
+def branch_labels(tree, camera, mask: np.ndarray) -> np.ndarray:
+    """Which branch each vessel pixel shows ``(rows, cols)`` uint8: 1 + index of the branch whose outline it lies
+    deepest in; where two cross, that is the thicker one.
+    """
+    from scipy.spatial import cKDTree
+
+    labels = np.zeros(mask.shape, np.uint8)
+    if not mask.any():
+        return labels
+    pixels = np.argwhere(mask)[:, ::-1].astype(float)
+    best = np.full(len(pixels), np.inf)
+    chosen = np.zeros(len(pixels), np.uint8)
+    for index, branch in enumerate(tree.branches[: LABELS - 1]):
+        at, _ = camera.project(branch.points_lps_mm)
+        distance, nearest = cKDTree(at).query(pixels)
+        inside = distance - branch.radius_mm[nearest] / camera.mm_per_pixel
+        closer = inside < best
+        best[closer], chosen[closer] = inside[closer], index + 1
+    labels[mask] = chosen
+    return labels
+
+
+def write_frame(folder: Path, frame: PhantomFrame) -> str:
+    """Store one frame atomically; returns its name."""
+    import io
+
+    from licag3d.io.atomic import write_bytes
+
+    codes = frame.labels.astype(np.float16) + VESSEL * frame.mask + DEVICE * frame.devices
+    stack = np.stack([frame.image, frame.contrast_free, frame.line_integral, codes]).astype(np.float16)
+    buffer = io.BytesIO()
+    np.save(buffer, stack, allow_pickle=False)
+    name = f"{frame.seed}_{frame.artery}_{frame.view}.npy"
+    write_bytes(folder / name, buffer.getvalue())
+    return name
+
+
+def grow_pool(folder, cases: int, *, first: int = 0, views: int = VIEWS_PER_CASE, rows: int = ROWS) -> int:
+    """Render cases ``first`` to ``first + cases`` of the training stream into ``folder``; those there are kept.
+
+    A case is listed in ``index.jsonl`` once all its frames are written, so a reader never meets half a case. One
+    process may grow a pool at a time.
+
+    Returns:
+        How many frames the pool holds.
+
+    Raises:
+        InputError: the folder cannot be written or holds another pool.
+    """
+    from tqdm import tqdm
+
+    from licag3d.io.atomic import check_output_folder
+    from licag3d.phantom.splits import training_seed
+
+    folder = check_output_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    pool = PhantomPool(folder) if (folder / "index.jsonl").exists() else None
+    have = {entry["seed"] for entry in pool.entries} if pool else set()
+    with open(folder / "index.jsonl", "a", encoding="utf-8") as index:
+        for number in tqdm(range(first, first + cases), disable=None, unit="case"):
+            seed = training_seed(number)
+            if seed in have:
+                continue
+            lines = []
+            for frame in render_case(seed, views=views, rows=rows):
+                entry = {
+                    "schema": SCHEMA,
+                    "file": write_frame(folder, frame),
+                    "seed": seed,
+                    "artery": frame.artery,
+                    "view": frame.view,
+                    "rows": rows,
+                    "mm_per_pixel": frame.mm_per_pixel,
+                    "branches": list(frame.branch_names),
+                }
+                lines.append(json.dumps(entry) + "\n")
+            index.write("".join(lines))
+            index.flush()
+            os.fsync(index.fileno())
+    return len(PhantomPool(folder))
+
+
+class PhantomPool:
+    """A pool folder, read while it may be growing: call :meth:`refresh` to see new frames.
+
+    Frames are memory-mapped: several trainings on one machine share the page cache.
+
+    Raises:
+        InputError: no pool there, or one of another version.
+    """
+
+    def __init__(self, folder) -> None:
+        self.folder = Path(folder)
+        self.entries: list[dict] = []
+        if not (self.folder / "index.jsonl").is_file():
+            raise InputError(
+                f"{self.folder}: no pool of phantom frames (no index.jsonl); make one with "
+                "python -m licag3d.data.phantom_frames --pool DIR"
+            )
+        self.refresh()
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def refresh(self) -> int:
+        """Read the index again; returns how many frames there are. Known frames keep their numbers."""
+        found = []
+        with open(self.folder / "index.jsonl", encoding="utf-8") as index:
+            for line in index:
+                if not line.endswith("\n") or len(found) >= MAX_FRAMES:
+                    break  # being written right now
+                try:
+                    entry = json.loads(line)
+                    entry["file"], entry["seed"] = str(entry["file"]), int(entry["seed"])
+                except (ValueError, KeyError, TypeError):
+                    raise InputError(f"{self.folder / 'index.jsonl'}: line {len(found) + 1} is not a frame") from None
+                if entry.get("schema") != SCHEMA:
+                    raise InputError(f"{self.folder}: pool of another version ({entry.get('schema')}); make a new one")
+                if Path(entry["file"]).name != entry["file"]:
+                    raise InputError(f"{self.folder}: a frame lies outside the pool ({entry['file']!r})")
+                found.append(entry)
+        self.entries = found
+        return len(found)
+
+    def layers(self, number: int) -> np.ndarray:
+        """Stored layers ``(4, rows, cols)`` float16 (:data:`LAYERS`), memory-mapped."""
+        entry = self.entries[number]
+        try:
+            stack = np.load(self.folder / entry["file"], mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{self.folder / entry['file']}: cannot be read ({error}); make the pool anew") from None
+        if stack.dtype != np.float16 or stack.shape != (len(LAYERS), entry["rows"], entry["rows"]):
+            raise InputError(f"{self.folder / entry['file']}: {stack.dtype} {stack.shape} is not a frame of this pool")
+        return stack
+
+    def frame(self, number: int) -> PhantomFrame:
+        """Frame ``number`` with its layers taken apart."""
+        entry = self.entries[number]
+        image, rest, p, codes = np.asarray(self.layers(number))
+        codes = codes.astype(np.int32)
+        return PhantomFrame(
+            image=image.astype(np.uint8),
+            contrast_free=rest.astype(np.float32),
+            line_integral=p.astype(np.float32),
+            mask=(codes & VESSEL) > 0,
+            devices=(codes & DEVICE) > 0,
+            labels=(codes % LABELS).astype(np.uint8),
+            branch_names=tuple(entry["branches"]),
+            mm_per_pixel=float(entry["mm_per_pixel"]),
+            seed=entry["seed"],
+            artery=entry["artery"],
+            view=int(entry["view"]),
+        )
+
+    def __iter__(self) -> Iterator[PhantomFrame]:
+        return (self.frame(number) for number in range(len(self)))
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags."""
+    made = Parser(prog="python -m licag3d.data.phantom_frames", description="Render a pool of phantom training frames.")
+    made.add_argument("--pool", required=True, metavar="DIR", help="folder of the pool; cases that are there are kept")
+    made.add_argument("--cases", type=int, default=100, metavar="N", help="cases to render")
+    made.add_argument("--first", type=int, default=0, metavar="N", help="number of the first case of the stream")
+    add_debug_flag(made)
+    return made
+
+
+def main(argv: list[str]) -> int:
+    """Render what is missing."""
+    arguments = parser().parse_args(argv)
+    if arguments.cases < 1 or arguments.first < 0:
+        raise InputError(f"--cases {arguments.cases} --first {arguments.first}: give at least one case, counted from 0")
+    print(f"{grow_pool(arguments.pool, arguments.cases, first=arguments.first)} frames in {arguments.pool}")
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)
