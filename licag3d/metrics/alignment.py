@@ -11,11 +11,12 @@ bound of the true maximum.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from licag3d.metrics.centerline import CenterlinePoints, harmonic
+from licag3d.structures import VesselTree
 
 #: Bounds of the similarity; reflections are excluded.
 SCALE_RANGE = (0.8, 1.25)
@@ -23,7 +24,7 @@ ROTATION_LIMIT_DEG = 10.0
 _SCALES = (0.8, 0.86, 0.93, 1.0, 1.08, 1.16, 1.25)
 _GRID_MM = 2.0
 _PEAKS = 6
-_SEARCH_POINTS = 900
+_SEARCH_POINTS = 600
 _STARTS, _FINALISTS = 14, 4
 
 
@@ -41,6 +42,15 @@ class Similarity:
     def apply(self, points_lps_mm: np.ndarray) -> np.ndarray:
         """Points ``(n, 3)`` moved."""
         return self.scale * (points_lps_mm - self.pivot_mm) @ self.rotation.T + self.pivot_mm + self.translation_mm
+
+    def apply_tree(self, tree: VesselTree) -> VesselTree:
+        """Tree moved and calibre scaled."""
+        return VesselTree(
+            tuple(
+                replace(b, points_lps_mm=self.apply(b.points_lps_mm), radius_mm=self.scale * b.radius_mm)
+                for b in tree.branches
+            )
+        )
 
     def apply_to(self, points: CenterlinePoints) -> CenterlinePoints:
         """Centreline moved and calibre scaled."""
@@ -95,6 +105,11 @@ class _Objective:
 
     def __call__(self, s: Similarity) -> float:
         forward, _, backward, _ = self.distances(s, 1.5)
+        return self.value(forward, backward)
+
+    @staticmethod
+    def value(forward: np.ndarray, backward: np.ndarray) -> float:
+        """The objective from distances that are known up to 1.5 mm or more."""
         # A little of F1 with a soft edge leads the search over the plateaus of the hard one.
         hard = harmonic(float((forward <= 1).mean()), float((backward <= 1).mean()))
         soft = harmonic(float(np.maximum(1 - forward / 1.5, 0).mean()), float(np.maximum(1 - backward / 1.5, 0).mean()))
@@ -162,19 +177,24 @@ def _closest_points(objective: _Objective, s: Similarity, rigid: bool, tolerance
     """Iterated closest points in both directions, on pairs nearer than the tolerance (trimmed); best state by F1 is
     kept.
     """
-    best, best_value = s, objective(s)
+    best, best_value = s, -1.0
     for tolerance in tolerances_mm:
-        for _ in range(5):
-            forward, i, backward, j = objective.distances(s, tolerance)
-            near, back = np.isfinite(forward), np.isfinite(backward)
-            if near.sum() + back.sum() < 12:
-                break
+        pairs: tuple[np.ndarray, ...] = ()
+        for _ in range(6):
+            # One search serves the value of this state and the pairs of the next.
+            forward, i, backward, j = objective.distances(s, max(tolerance, 1.5))
+            value = objective.value(forward, backward)
+            if value > best_value:
+                best, best_value = s, value
+            near, back = forward < tolerance, backward < tolerance
+            previous, pairs = pairs, (near, back, i[near], j[back])
+            if near.sum() + back.sum() < 12 or (
+                previous and all(np.array_equal(*two) for two in zip(previous, pairs, strict=True))
+            ):
+                break  # too few pairs, or the same as before: nothing moves any more
             source = np.concatenate((objective.pred[near], objective.pred[j[back]]))
             target = np.concatenate((objective.truth[i[near]], objective.truth[back]))
             s = _fit(source, target, s, rigid)
-            value = objective(s)
-            if value > best_value:
-                best, best_value = s, value
     return best
 
 

@@ -86,6 +86,7 @@ def centerline_metrics(pred: CenterlinePoints, truth: CenterlinePoints) -> dict[
         float("nan") if empty else float(np.percentile(np.concatenate((forward, backward)), 95))
     )
     near = forward <= RADIUS_MATCH_MM
-    error = np.abs(pred.radius_mm[near] - truth.radius_mm[index[near]]) if near.any() else np.array([np.nan])
-    result["radius_mae_mm"] = float(error.mean())
+    error = pred.radius_mm[near] - truth.radius_mm[index[near]] if near.any() else np.array([np.nan])
+    result["radius_mae_mm"] = float(np.abs(error).mean())
+    result["radius_bias_mm"] = float(error.mean())
     return result
