@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,7 +39,7 @@ def sample_patient(seed: int) -> Patient:
     return Patient(sex, dominance, sample_heart(rng, size=float(rng.uniform(0.95, 1.06))))
 
 
-def sample_tree(seed: int, artery: str) -> VesselTree:
+def sample_tree(seed: int, artery: str, *, disease: str = "none", twigs: bool = False) -> VesselTree:
     """A coronary tree, the same for the same seed.
 
     The origin is the centre of the atrioventricular ring. Branches carry SCCT names (``licag3d.phantom.plans``), start
@@ -48,9 +49,13 @@ def sample_tree(seed: int, artery: str) -> VesselTree:
     Args:
         seed: not negative.
         artery: ``rca`` or ``lca``.
+        disease: ``none``, or ``random``: narrowings, dilatations and occlusions by population shares
+            (``licag3d.phantom.disease.sample_disease``, which also tells where they are). Courses stay the same.
+        twigs: with the vessels under 0.7 mm that the named branches lose their calibre to
+            (``licag3d.phantom.twigs``); named branches stay the same bit for bit.
 
     Raises:
-        InputError: unknown artery or negative seed.
+        InputError: unknown artery or disease, or negative seed.
 
     Example:
         >>> [branch.name for branch in sample_tree(0, "rca").branches][:2]
@@ -58,12 +63,22 @@ def sample_tree(seed: int, artery: str) -> VesselTree:
     """
     if artery not in _ARTERIES:
         raise InputError(f"artery is '{artery}'; choose rca or lca")
+    if disease not in ("none", "random"):
+        raise InputError(f"disease is '{disease}'; choose none or random")
     patient = sample_patient(seed)
     for attempt in range(50):
-        rng = np.random.default_rng([seed, 1 + _ARTERIES.index(artery), attempt])
-        tree = _grow(patient, artery, rng)
-        if tree is not None:
-            return tree
+        tree = _grow(patient, artery, [int(seed), 1 + _ARTERIES.index(artery), attempt])
+        if tree is None:
+            continue
+        if twigs:
+            from licag3d.phantom.twigs import add_twigs
+
+            tree = add_twigs(tree, patient.heart, np.random.default_rng([int(seed), 70 + _ARTERIES.index(artery)]))
+        if disease == "random":
+            from licag3d.phantom.disease import sample_disease
+
+            tree, _ = sample_disease(seed, artery, tree)
+        return tree
     raise RuntimeError(f"no tree free of crossings in 50 attempts for seed {seed}, {artery}")
 
 
@@ -75,12 +90,17 @@ class _Grown:
     diameter_mm: float  # of its first sample, drawn
 
 
-def _grow(patient: Patient, artery: str, rng: np.random.Generator) -> VesselTree | None:
-    """One attempt: None when a mandatory branch finds no free way."""
+def _grow(patient: Patient, artery: str, seed: list[int]) -> VesselTree | None:
+    """One attempt: None when a mandatory branch finds no free way.
+
+    Every branch draws from a stream of its own, so that a change of one leaves the courses of the others alone.
+    """
     plan_list = plans.right_plan(patient.dominance) if artery == "rca" else plans.left_plan(patient.dominance)
     grown: dict[str, _Grown] = {}
     for plan in plan_list:
-        if plan.parent is not None and plan.parent not in grown or rng.random() >= plan.chance:
+        rng = np.random.default_rng([*seed, zlib.crc32(plan.name.encode())])
+        missing = any(name is not None and name not in grown for name in (plan.parent, plan.needs))
+        if missing or rng.random() >= plan.chance:
             continue
         for _ in range(12):
             candidate = _draw_branch(plan, patient, artery, grown, rng)
@@ -235,13 +255,13 @@ def _smooth_path(heart: Heart, controls: list[np.ndarray], plan: Plan, rng: np.r
         normal = heart.normal(points)
         side = np.cross(normal, tangent)
         fade = np.clip(arc / 12.0, 0, 1) ** 2 * (3 - 2 * np.clip(arc / 12.0, 0, 1))
-        points = points + (fade * _wander(arc, plan.wander_mm, rng))[:, None] * side
-        points = points + (fade * _wander(arc, 0.35 * plan.wander_mm, rng))[:, None] * normal
+        points = points + (fade * _wander(arc, plan.wander_mm, plan.winding, rng))[:, None] * side
+        points = points + (fade * _wander(arc, 0.35 * plan.wander_mm, plan.winding, rng))[:, None] * normal
         points = _resampled(points)
     return points
 
 
-def _wander(arc: np.ndarray, amplitude_mm: float, rng: np.random.Generator) -> np.ndarray:
+def _wander(arc: np.ndarray, amplitude_mm: float, winding: float, rng: np.random.Generator) -> np.ndarray:
     """Smooth random displacement along a vessel: four waves of 18 to 60 mm, short ones smaller; standard deviation
     given.
     """
@@ -250,9 +270,9 @@ def _wander(arc: np.ndarray, amplitude_mm: float, rng: np.random.Generator) -> n
     weights *= amplitude_mm * np.sqrt(2.0) / np.linalg.norm(weights)
     phases = rng.uniform(0, 2 * np.pi, 4)
     waves = (weights * np.sin(2 * np.pi * arc[:, None] / wavelengths + phases)).sum(1)
-    # Distal vessels wind more (Zhu et al. 2009): short waves that grow along the way.
-    short = rng.uniform(9.0, 18.0, 2)
-    growth = 0.3 * amplitude_mm * rng.uniform(0.2, 1.0) * np.clip(arc / 60.0, 0, 1)
+    # Distal vessels wind more (Zhu et al. 2009): short waves that grow along the way, on long and short branches.
+    short = rng.uniform(7.5, 16.0, 2)
+    growth = winding * amplitude_mm * rng.uniform(0.3, 1.0) * np.clip(arc / min(60.0, max(arc[-1], 20.0)), 0, 1)
     return waves + growth * np.sin(2 * np.pi * arc[:, None] / short + rng.uniform(0, 2 * np.pi, 2)).sum(1)
 
 
