@@ -16,22 +16,12 @@ from dataclasses import dataclass
 
 Range = tuple[float, float]
 
+# fmt: off
 #: SCCT segment numbers by branch name (a branch that spans several segments lists all).
 SCCT_SEGMENTS: dict[str, tuple[int, ...]] = {
-    "RCA": (1, 2, 3),
-    "R-PDA": (4,),
-    "LM": (5,),
-    "LAD": (6, 7, 8),
-    "D1": (9,),
-    "D2": (10,),
-    "LCx": (11, 13),
-    "OM1": (12,),
-    "OM2": (14,),
-    "L-PDA": (15,),
-    "R-PLB": (16,),
-    "RI": (17,),
-    "L-PLB": (18,),
-}
+    "RCA": (1, 2, 3), "R-PDA": (4,), "LM": (5,), "LAD": (6, 7, 8), "D1": (9,), "D2": (10,), "LCx": (11, 13),
+    "OM1": (12,), "OM2": (14,), "L-PDA": (15,), "R-PLB": (16,), "RI": (17,), "L-PLB": (18,)}
+# fmt: on
 
 #: Population shares of dominance.
 DOMINANCE_SHARES = {"right": 0.82, "left": 0.10, "co": 0.08}
@@ -96,23 +86,13 @@ class Plan:
     needs: str | None = None
 
 
+# Tables, one entry a paragraph: a formatter would give every number its own line.
+# fmt: off
 def _second_order(parent: str, count: int, length_mm: Range, spread_mm: Range, chance: float = 0.75) -> list[Plan]:
     low, high = spread_mm
     step = (high - low) / count
-    return [
-        Plan(
-            f"{parent}.{chr(ord('a') + k)}",
-            parent,
-            (low + k * step, low + (k + 0.6) * step),
-            length_mm,
-            (0.95, 0.12),
-            (35, 60),
-            chance=chance,
-            wander_mm=0.6,
-            taper_per_mm=0.006,
-        )
-        for k in range(count)
-    ]
+    return [Plan(f"{parent}.{chr(ord('a') + k)}", parent, (low + k * step, low + (k + 0.6) * step), length_mm, (0.95,
+                 0.12), (35, 60), chance=chance, wander_mm=0.6, taper_per_mm=0.006) for k in range(count)]
 
 
 def right_plan(dominance: str) -> list[Plan]:
@@ -122,110 +102,33 @@ def right_plan(dominance: str) -> list[Plan]:
     diameter_mm = (2.8, 0.5) if small else (3.5, 0.45) if balanced else (3.9, 0.5)
     trunk = groove[:4] + (_at(91, 146),) if small else groove + (_at(91, 176, 2.0),)
     plans = [
-        Plan(
-            "RCA",
-            None,
-            (0, 0),
-            (70, 118) if small else (118, 142),
-            diameter_mm,
-            (0, 0),
-            trunk,
-            wander_mm=1.2,
-            winding=0.15,
-            taper_per_mm=0.0012,
-            whole=True,
-        ),
-        Plan(
-            "CB",
-            "RCA",
-            (5, 10),
-            (20, 35),
-            (1.2, 0.15),
-            (50, 75),
-            (_at(80, 45), _at(66, 32), _at(52, 30)),
-            0.75,
-            taper_per_mm=0.006,
-        ),
-        Plan(
-            "SN",
-            "RCA",
-            (13, 19),
-            (28, 42),
-            (1.3, 0.15),
-            (60, 85),
-            (_at(112, 72), _at(132, 85), _at(150, 110)),
-            0.6,
-            taper_per_mm=0.006,
-        ),
-        Plan(
-            "AM1",
-            "RCA",
-            (46, 58),
-            (35, 55),
-            (1.6, 0.2),
-            (45, 70),
-            (_at(74, 105), _at(54, 118), _at(36, 130)),
-            taper_per_mm=0.005,
-        ),
-        Plan(
-            "AM2",
-            "RCA",
-            (70, 80),
-            (22, 40),
-            (1.3, 0.2),
-            (45, 70),
-            (_at(76, 128), _at(60, 142), _at(44, 148)),
-            0.6,
-            taper_per_mm=0.006,
-        ),
+        Plan("RCA", None, (0, 0), (70, 118) if small else (118, 142), diameter_mm, (0, 0), trunk,
+             wander_mm=1.2, winding=0.15, taper_per_mm=0.0012, whole=True),
+        Plan("CB", "RCA", (5, 10), (20, 35), (1.2, 0.15), (50, 75), (_at(80, 45), _at(66, 32), _at(52, 30)), 0.75,
+             taper_per_mm=0.006),
+        Plan("SN", "RCA", (13, 19), (28, 42), (1.3, 0.15), (60, 85), (_at(112, 72), _at(132, 85), _at(150, 110)), 0.6,
+             taper_per_mm=0.006),
+        Plan("AM1", "RCA", (46, 58), (35, 55), (1.6, 0.2), (45, 70), (_at(74, 105), _at(54, 118), _at(36, 130)),
+             taper_per_mm=0.005),
+        Plan("AM2", "RCA", (70, 80), (22, 40), (1.3, 0.2), (45, 70), (_at(76, 128), _at(60, 142), _at(44, 148)), 0.6,
+             taper_per_mm=0.006),
         *_second_order("AM1", 2, (10, 20), (12, 32), 0.6),
     ]
     if small:
         return plans
     plans += [
-        Plan(
-            "R-PDA",
-            "RCA",
-            (0, 0),
-            (40, 55),
-            (2.1, 0.25),
-            (35, 50),
-            (_at(76, 180), _at(56, 182), _at(34, 182), _at(16, 182)),
-            taper_per_mm=0.004,
-            wander_mm=1.0,
-            at_end=True,
-        ),
+        Plan("R-PDA", "RCA", (0, 0), (40, 55), (2.1, 0.25), (35, 50), (_at(76, 180), _at(56, 182), _at(34, 182),
+             _at(16, 182)), taper_per_mm=0.004, wander_mm=1.0, at_end=True),
         *_second_order("R-PDA", 3, (9, 20), (10, 36), 0.7),
     ]
     if balanced:  # the right artery ends as posterior descending artery; the left one feeds the posterior wall
-        return [
-            *plans,
-            Plan("AVN", "R-PDA", (3, 6), (10, 18), (0.9, 0.1), (70, 95), (), 0.7, 0.4, taper_per_mm=0.01, inward=True),
-        ]
+        return [*plans, Plan("AVN", "R-PDA", (3, 6), (10, 18), (0.9, 0.1), (70, 95), (), 0.7, 0.4,
+                             taper_per_mm=0.01, inward=True)]
     return plans + [
-        Plan(
-            "R-PLB",
-            "RCA",
-            (0, 0),
-            (34, 55),
-            (2.2, 0.3),
-            (30, 45),
-            (_at(89, 200), _at(84, 222), _at(70, 236), _at(52, 240)),
-            taper_per_mm=0.004,
-            wander_mm=1.0,
-            at_end=True,
-        ),
-        Plan(
-            "R-PLB.a",
-            "R-PLB",
-            (14, 20),
-            (22, 38),
-            (1.4, 0.15),
-            (40, 60),
-            (_at(72, 206), _at(54, 212), _at(36, 214)),
-            0.85,
-            taper_per_mm=0.006,
-        ),
+        Plan("R-PLB", "RCA", (0, 0), (34, 55), (2.2, 0.3), (30, 45), (_at(89, 200), _at(84, 222), _at(70, 236),
+             _at(52, 240)), taper_per_mm=0.004, wander_mm=1.0, at_end=True),
+        Plan("R-PLB.a", "R-PLB", (14, 20), (22, 38), (1.4, 0.15), (40, 60), (_at(72, 206), _at(54, 212), _at(36, 214)),
+             0.85, taper_per_mm=0.006),
         Plan("AVN", "R-PLB", (8, 10), (10, 18), (0.9, 0.1), (70, 95), (), 0.7, 0.4, taper_per_mm=0.01, inward=True),
         *_second_order("R-PLB.a", 1, (9, 16), (10, 18), 0.6),
     ]
@@ -241,160 +144,40 @@ def left_plan(dominance: str) -> list[Plan]:
         length = (95, 112) if dominance == "co" else length
     plans = [
         # The diameter of the left main follows from its branches by the branching rule; see Dodge 1992: 4.5 mm.
-        Plan(
-            "LM",
-            None,
-            (0, 0),
-            (6, 16),
-            (4.5, 0.5),
-            (0, 0),
-            (_at(92, -4, 2.5),),
-            wander_mm=0.0,
-            taper_per_mm=0.0,
-            whole=True,
-        ),
-        Plan(
-            "LAD",
-            "LM",
-            (0, 0),
-            (100, 130),
-            (3.7, 0.3),
-            (30, 42),
-            (_at(80, 10), _at(64, 15), _at(46, 16), _at(28, 14), _at(13, 8), _at(9, 185), _at(24, 187), _at(40, 185)),
-            wander_mm=1.3,
-            winding=0.55,
-            taper_per_mm=0.0022,
-            at_end=True,
-        ),
-        Plan(
-            "LCx",
-            "LM",
-            (0, 0),
-            length,
-            circumflex,
-            (38, 50),
-            groove,
-            wander_mm=1.1,
-            taper_per_mm=0.0028 if dominance == "right" else 0.0012,
-            at_end=True,
-        ),
-        Plan(
-            "RI",
-            "LM",
-            (0, 0),
-            (40, 60),
-            (2.0, 0.2),
-            (5, 15),
-            (_at(76, -20, 2), _at(58, -30, 2), _at(40, -36, 2), _at(24, -40, 2)),
-            0.213,
-            taper_per_mm=0.005,
-            at_end=True,
-        ),
+        Plan("LM", None, (0, 0), (6, 16), (4.5, 0.5), (0, 0), (_at(92, -4, 2.5),), wander_mm=0.0, taper_per_mm=0.0,
+             whole=True),
+        Plan("LAD", "LM", (0, 0), (100, 130), (3.7, 0.3), (30, 42), (_at(80, 10), _at(64, 15), _at(46, 16), _at(28, 14),
+             _at(13, 8), _at(9, 185), _at(24, 187), _at(40, 185)), wander_mm=1.3, winding=0.55,
+             taper_per_mm=0.0022, at_end=True),
+        Plan("LCx", "LM", (0, 0), length, circumflex, (38, 50), groove, wander_mm=1.1,
+             taper_per_mm=0.0028 if dominance == "right" else 0.0012, at_end=True),
+        Plan("RI", "LM", (0, 0), (40, 60), (2.0, 0.2), (5, 15), (_at(76, -20, 2), _at(58, -30, 2), _at(40, -36, 2),
+             _at(24, -40, 2)), 0.213, taper_per_mm=0.005, at_end=True),
         Plan("S1", "LAD", (12, 17), (18, 32), (1.1, 0.1), (60, 85), wander_mm=0.5, taper_per_mm=0.008, inward=True),
-        Plan(
-            "D1",
-            "LAD",
-            (20, 28),
-            (50, 70),
-            (2.1, 0.25),
-            (42, 60),
-            (_at(64, -10), _at(46, -24), _at(28, -34), _at(14, -40)),
-            taper_per_mm=0.005,
-            wander_mm=1.0,
-        ),
+        Plan("D1", "LAD", (20, 28), (50, 70), (2.1, 0.25), (42, 60), (_at(64, -10), _at(46, -24), _at(28, -34),
+             _at(14, -40)), taper_per_mm=0.005, wander_mm=1.0),
         Plan("S2", "LAD", (31, 38), (15, 28), (1.0, 0.1), (60, 85), (), 0.9, 0.5, taper_per_mm=0.008, inward=True),
-        Plan(
-            "D2",
-            "LAD",
-            (42, 54),
-            (32, 50),
-            (1.8, 0.2),
-            (42, 60),
-            (_at(42, -8), _at(26, -22), _at(12, -30)),
-            0.72,
-            taper_per_mm=0.005,
-        ),
+        Plan("D2", "LAD", (42, 54), (32, 50), (1.8, 0.2), (42, 60), (_at(42, -8), _at(26, -22), _at(12, -30)), 0.72,
+             taper_per_mm=0.005),
         Plan("S3", "LAD", (57, 64), (12, 22), (0.9, 0.1), (60, 85), (), 0.7, 0.4, taper_per_mm=0.008, inward=True),
-        Plan(
-            "D3",
-            "LAD",
-            (68, 78),
-            (18, 32),
-            (1.4, 0.15),
-            (40, 58),
-            (_at(20, -20), _at(8, -60)),
-            0.16,
-            taper_per_mm=0.006,
-            needs="D2",
-        ),
-        Plan(
-            "OM1",
-            "LCx",
-            (14, 24),
-            (50, 70),
-            (2.1, 0.25),
-            (50, 65),
-            (_at(72, -52), _at(54, -62), _at(34, -68), _at(16, -72)),
-            taper_per_mm=0.005,
-            wander_mm=1.0,
-        ),
-        Plan(
-            "OM2",
-            "LCx",
-            (40, 52),
-            (38, 58),
-            (1.8, 0.2),
-            (50, 65),
-            (_at(72, -88), _at(54, -98), _at(34, -104), _at(16, -110)),
-            0.72,
-            taper_per_mm=0.005,
-            wander_mm=0.9,
-        ),
+        Plan("D3", "LAD", (68, 78), (18, 32), (1.4, 0.15), (40, 58), (_at(20, -20), _at(8, -60)), 0.16,
+             taper_per_mm=0.006, needs="D2"),
+        Plan("OM1", "LCx", (14, 24), (50, 70), (2.1, 0.25), (50, 65), (_at(72, -52), _at(54, -62), _at(34, -68),
+             _at(16, -72)), taper_per_mm=0.005, wander_mm=1.0),
+        Plan("OM2", "LCx", (40, 52), (38, 58), (1.8, 0.2), (50, 65), (_at(72, -88), _at(54, -98), _at(34, -104),
+             _at(16, -110)), 0.72, taper_per_mm=0.005, wander_mm=0.9),
         *_second_order("D1", 2, (12, 26), (14, 42), 0.75),
         *_second_order("D2", 1, (10, 20), (12, 22), 0.6),
         *_second_order("OM1", 2, (12, 26), (14, 42), 0.75),
         *_second_order("OM2", 2, (10, 22), (12, 34), 0.6),
     ]
     if dominance == "right":
-        plans.append(
-            Plan(
-                "OM3",
-                "LCx",
-                (57, 70),
-                (20, 36),
-                (1.4, 0.15),
-                (45, 65),
-                (_at(74, -112), _at(56, -124), _at(38, -128)),
-                0.16,
-                taper_per_mm=0.006,
-                needs="OM2",
-            )
-        )
+        plans.append(Plan("OM3", "LCx", (57, 70), (20, 36), (1.4, 0.15), (45, 65), (_at(74, -112), _at(56, -124),
+                          _at(38, -128)), 0.16, taper_per_mm=0.006, needs="OM2"))
     else:
-        plans.append(
-            Plan(
-                "L-PLB",
-                "LCx",
-                (72, 82),
-                (30, 48),
-                (1.7, 0.2),
-                (45, 65),
-                (_at(72, -134), _at(54, -142), _at(36, -146)),
-                taper_per_mm=0.005,
-            )
-        )
+        plans.append(Plan("L-PLB", "LCx", (72, 82), (30, 48), (1.7, 0.2), (45, 65), (_at(72, -134), _at(54, -142),
+                          _at(36, -146)), taper_per_mm=0.005))
     if dominance == "left":
-        plans.append(
-            Plan(
-                "L-PDA",
-                "LCx",
-                (0, 0),
-                (40, 55),
-                (2.0, 0.25),
-                (30, 50),
-                (_at(74, 182), _at(54, 183), _at(34, 183), _at(16, 183)),
-                taper_per_mm=0.004,
-                at_end=True,
-            )
-        )
+        plans.append(Plan("L-PDA", "LCx", (0, 0), (40, 55), (2.0, 0.25), (30, 50), (_at(74, 182), _at(54, 183),
+                          _at(34, 183), _at(16, 183)), taper_per_mm=0.004, at_end=True))
     return plans

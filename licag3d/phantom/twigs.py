@@ -12,6 +12,8 @@ tree that is scored.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from licag3d.phantom import plans
@@ -42,44 +44,115 @@ def without_twigs(tree: VesselTree) -> VesselTree:
 def add_twigs(tree: VesselTree, heart: Heart, rng: np.random.Generator) -> VesselTree:
     """The tree with twigs behind its branches.
 
+    Twigs leave at 35 to 85 degrees to either side along the surface (those of septal branches in any direction), wind,
+    keep clear of all vessels but their parent near its junction, and may fork once. A stretch without room has none.
+
     Args:
         tree: a healthy tree of ``sample_tree``, origin at the centre of the atrioventricular ring.
         heart: the heart it lies on.
-
-    Twigs leave at 35 to 85 degrees to either side along the surface (those of septal branches in any direction), wind,
-    and keep clear of all vessels but their parent near its junction. A stretch without room has none.
     """
-    occupied = _Occupied(tree)
+    named = _Named(tree)
+    roots = _roots(tree, heart, rng)
+    accepted: list[_Course] = []
+    family = np.arange(len(roots.diameter))
+    pending = family
+    for _ in range(_TRIES):
+        if len(pending) == 0:
+            break
+        courses = _walk(roots.take(pending), heart, rng)
+        free = named.are_free(courses, roots.parent[pending], roots.parent_radius[pending])
+        _keep_clear(courses, free, pending, accepted)
+        accepted += [courses.one(k, int(pending[k])) for k in np.flatnonzero(free)]
+        pending = pending[~free]
+    accepted.sort(key=lambda course: course.family)
+    forks = _forks(accepted, roots, named, heart, rng)
     made: list[Branch] = []
+    numbers: dict[int, int] = {}
     next_id = max(branch.id for branch in tree.branches) + 1
+    names = {branch.id: branch.name for branch in tree.branches}
+    for course in accepted:
+        parent = int(roots.parent[course.family])
+        numbers[parent] = numbers.get(parent, 0) + 1
+        name = f"{names[parent]}{MARKER}{numbers[parent]}"
+        stem, daughters = forks.get(course.family, (course, ()))
+        made.append(Branch(next_id, parent, stem.points, stem.radius, name))
+        for number, daughter in enumerate(daughters, start=1):
+            made.append(Branch(next_id + number, next_id, daughter.points, daughter.radius, f"{name}{MARKER}{number}"))
+        next_id += 1 + len(daughters)
+    return VesselTree((*tree.branches, *made))
+
+
+@dataclass(frozen=True)
+class _Roots:
+    """Where n twigs begin: ``start``, unit ``ahead`` and ``side`` ``(n, 3)``; ``angle`` (rad) from ahead to side,
+    ``diameter``, whether they keep to the surface, id and radius of the parent there, all ``(n,)``."""
+
+    start: np.ndarray
+    ahead: np.ndarray
+    side: np.ndarray
+    angle: np.ndarray
+    diameter: np.ndarray
+    on_surface: np.ndarray
+    parent: np.ndarray
+    parent_radius: np.ndarray
+
+    def take(self, which: np.ndarray) -> _Roots:
+        return _Roots(*(getattr(self, name)[which] for name in self.__dataclass_fields__))
+
+
+@dataclass(frozen=True)
+class _Course:
+    points: np.ndarray
+    radius: np.ndarray
+    family: int  # its root
+
+
+@dataclass(frozen=True)
+class _Courses:
+    """n ways side by side, padded: ``points`` ``(n, t, 3)``, ``radius`` and ``there`` (valid) ``(n, t)``."""
+
+    points: np.ndarray
+    radius: np.ndarray
+    there: np.ndarray
+
+    def one(self, k: int, family: int) -> _Course:
+        return _Course(self.points[k][self.there[k]], self.radius[k][self.there[k]], family)
+
+
+def _roots(tree: VesselTree, heart: Heart, rng: np.random.Generator) -> _Roots:
+    by_id = {branch.id: branch for branch in tree.branches}
     starts: dict[int, list[int]] = {branch.id: [] for branch in tree.branches}
     for branch in tree.branches:
         if branch.parent is not None:
-            above = next(other for other in tree.branches if other.id == branch.parent)
-            starts[above.id].append(int(np.argmin(((above.points_lps_mm - branch.points_lps_mm[0]) ** 2).sum(1))))
+            above = by_id[branch.parent].points_lps_mm
+            starts[branch.parent].append(int(np.argmin(((above - branch.points_lps_mm[0]) ** 2).sum(1))))
+    start, ahead, diameter, surface, parent, radius = [], [], [], [], [], []
     for branch in tree.branches:
-        on_surface = abs(float(np.median(heart.level(branch.points_lps_mm))) - 1) < 0.04
-        number = 0
-        for index, diameter in _places(branch, starts[branch.id], rng):
-            for _ in range(_TRIES):
-                points = _course(branch, index, diameter, heart, on_surface, rng)
-                radius = _radius(points, diameter)
-                if occupied.is_free(points, radius, branch, index):
-                    break
-            else:
-                continue
-            number += 1
-            name = f"{branch.name}{MARKER}{number}"
-            pieces = _forked(points, diameter, heart, on_surface, rng)
-            family = [(None, points, radius)] if pieces is None else pieces
-            if pieces is not None and not all(occupied.is_free(p, r, branch, index) for _, p, r in pieces):
-                family = [(None, points, radius)]
-            for k, (above, course, calibre) in enumerate(family):
-                parent = branch.id if above is None else next_id - k
-                made.append(Branch(next_id, parent, course, calibre, name if k == 0 else f"{name}{MARKER}{k}"))
-                next_id += 1
-            occupied.add([(course, calibre) for _, course, calibre in family])
-    return VesselTree((*tree.branches, *made))
+        points = branch.points_lps_mm
+        on_surface = abs(float(np.median(heart.level(points))) - 1) < 0.04
+        for index, wide in _places(branch, starts[branch.id], rng):
+            start.append(points[index])
+            ahead.append(points[min(index + 3, len(points) - 1)] - points[max(index - 3, 0)])
+            diameter.append(wide)
+            surface.append(on_surface)
+            parent.append(branch.id)
+            radius.append(branch.radius_mm[index])
+    count = len(start)
+    begin, along = np.reshape(start, (count, 3)), _unit(np.reshape(ahead, (count, 3)))
+    # Either side of the parent; one that runs in the muscle gives twigs in any direction.
+    normal = np.where(np.reshape(surface, (count, 1)), heart.normal(begin), rng.normal(size=(count, 3)))
+    side = _unit(np.cross(normal, along)) * rng.choice((-1.0, 1.0), (count, 1))
+    angle = np.deg2rad(rng.uniform(35, 85, count))
+    return _Roots(
+        begin,
+        along,
+        side,
+        angle,
+        np.array(diameter, float),
+        np.array(surface, bool),
+        np.array(parent, int),
+        np.array(radius, float),
+    )
 
 
 def _places(branch: Branch, starts: list[int], rng: np.random.Generator) -> list[tuple[int, float]]:
@@ -104,74 +177,30 @@ def _places(branch: Branch, starts: list[int], rng: np.random.Generator) -> list
     return places
 
 
-def _course(
-    branch: Branch, index: int, diameter: float, heart: Heart, on_surface: bool, rng: np.random.Generator
-) -> np.ndarray:
-    points = branch.points_lps_mm
-    tangent = points[min(index + 3, len(points) - 1)] - points[max(index - 3, 0)]
-    tangent /= np.linalg.norm(tangent)
-    normal = heart.normal(points[index])
-    if not on_surface:
-        normal = np.cross(tangent, rng.normal(size=3))
-    side = np.cross(normal, tangent)
-    side *= rng.choice((-1.0, 1.0)) / np.linalg.norm(side)
-    return _walk(points[index], tangent, side, np.deg2rad(rng.uniform(35, 85)), diameter, heart, on_surface, rng)
+def _walk(roots: _Roots, heart: Heart, rng: np.random.Generator) -> _Courses:
+    """Winding ways: the heading swings about a slowly turning angle in the plane of ``ahead`` and ``side``."""
+    n = len(roots.diameter)
+    count = np.maximum((roots.diameter * rng.uniform(*LENGTH_RATIO, n) / _STEP_MM).astype(int), 6)
+    arc = _STEP_MM * np.arange(1, int(count.max()) + 1)
+    heading = roots.angle[:, None] + rng.uniform(-0.03, 0.015, (n, 1)) * arc
+    for _ in range(2):
+        swing = np.sin(2 * np.pi * (arc / rng.uniform(5.0, 12.0, (n, 1)) + rng.random((n, 1))))
+        heading = heading + rng.uniform(0.1, 0.45, (n, 1)) * np.clip(arc / 3.0, 0, 1) * swing
+    # A new attempt also tries the other side.
+    heading = heading * rng.choice((-1.0, 1.0), (n, 1))
+    steps = np.cos(heading)[..., None] * roots.ahead[:, None] + np.sin(heading)[..., None] * roots.side[:, None]
+    points = roots.start[:, None] + _STEP_MM * np.concatenate((np.zeros((n, 1, 3)), np.cumsum(steps, axis=1)), axis=1)
+    share = np.minimum(np.arange(len(arc) + 1) / count[:, None], 1.0)
+    # On the surface from the start on, and slowly into the muscle.
+    level = heart.level(roots.start)[:, None] - rng.uniform(0, 0.02, (n, 1)) * share**2
+    points = np.where(roots.on_surface[:, None, None], heart.onto(points, level), points)
+    points[:, 0] = roots.start
+    radius = 0.5 * roots.diameter[:, None] * (1 - (1 - END_SHARE) * share)
+    return _Courses(points, radius, np.arange(len(arc) + 1) <= count[:, None])
 
 
-def _walk(
-    start: np.ndarray,
-    ahead: np.ndarray,
-    side: np.ndarray,
-    angle: float,
-    diameter: float,
-    heart: Heart,
-    on_surface: bool,
-    rng: np.random.Generator,
-) -> np.ndarray:
-    """A winding way from a point: the heading swings about a slowly turning angle in the plane of both directions."""
-    count = max(int(diameter * rng.uniform(*LENGTH_RATIO) / _STEP_MM), 6)
-    arc = _STEP_MM * np.arange(1, count + 1)
-    heading = angle + rng.uniform(-0.03, 0.015) * arc
-    for wave in rng.uniform(5.0, 12.0, 2):
-        swing = np.sin(2 * np.pi * (arc / wave + rng.random()))
-        heading = heading + rng.uniform(0.1, 0.45) * np.clip(arc / 3.0, 0, 1) * swing
-    steps = np.cos(heading)[:, None] * ahead + np.sin(heading)[:, None] * side
-    points = np.concatenate((start[None], start + _STEP_MM * np.cumsum(steps, axis=0)))
-    if on_surface:
-        # On the surface from its start on, and slowly into the muscle.
-        dive = rng.uniform(0, 0.02) * np.linspace(0, 1, count + 1) ** 2
-        points = heart.onto(points, float(heart.level(start)) - dive)
-        points[0] = start
-    return points
-
-
-def _radius(points: np.ndarray, diameter: float) -> np.ndarray:
-    return 0.5 * diameter * np.linspace(1.0, END_SHARE, len(points))
-
-
-def _forked(points: np.ndarray, diameter: float, heart: Heart, on_surface: bool, rng: np.random.Generator):
-    """The twig cut at a fork and its two daughters, as (parent position or None, points, radius); or None."""
-    e = plans.BRANCHING_EXPONENT
-    if rng.random() > FORK_SHARE or diameter < 0.5 or len(points) < 12:
-        return None
-    at = round(len(points) * rng.uniform(0.35, 0.6))
-    radius = _radius(points, diameter)[: at + 1]
-    share = rng.uniform(0.4, 0.6)
-    ahead = points[at] - points[at - 2]
-    ahead /= np.linalg.norm(ahead)
-    normal = heart.normal(points[at]) if on_surface else np.cross(ahead, rng.normal(size=3))
-    side = np.cross(normal, ahead)
-    side /= np.linalg.norm(side)
-    made = [(None, points[: at + 1], radius)]
-    for sign, part in ((1.0, share), (-1.0, 1 - share)):
-        own = 2 * radius[-1] * part ** (1 / e)
-        way = _walk(points[at], ahead, sign * side, np.deg2rad(rng.uniform(18, 40)), own, heart, on_surface, rng)
-        made.append((0, way, _radius(way, own)))
-    return made
-
-
-class _Occupied:
-    """Where vessels are already: a search tree of the named ones, a growing list of the twigs."""
+class _Named:
+    """The named vessels, to keep clear of."""
 
     def __init__(self, tree: VesselTree) -> None:
         from scipy.spatial import cKDTree
@@ -180,34 +209,94 @@ class _Occupied:
         self.radius = np.concatenate([branch.radius_mm for branch in tree.branches])
         self.owner = np.concatenate([np.full(len(branch.points_lps_mm), branch.id) for branch in tree.branches])
         self.search = cKDTree(self.points)
-        self.twig_points, self.twig_radius = np.zeros((0, 3)), np.zeros(0)
 
-    def is_free(self, points: np.ndarray, radius: np.ndarray, parent: Branch, index: int) -> bool:
-        """Whether a twig of ``parent`` that leaves at sample ``index`` touches nothing behind its junction."""
-        skip = int(np.ceil((2.0 * parent.radius_mm[index] + 1.0) / _STEP_MM))
-        own, calibre = points[skip:], radius[skip:]
-        if len(own) < 4:
-            return False
-        distance, near = self.search.query(own)
-        if np.any(distance < calibre + self.radius[near] + _CLEARANCE_MM):
-            return False
-        # The junction itself may lie in the parent, but in no other vessel.
-        distance, near = self.search.query(points[:skip], k=8)
-        foreign = self.owner[near] != parent.id
-        at_start = np.linalg.norm(self.points[near] - points[0], axis=-1) < 2 * parent.radius_mm[index] + 1.5
-        if np.any(foreign & ~at_start & (distance < radius[:skip, None] + self.radius[near])):
-            return False
-        if len(self.twig_points):
-            gap = ((self.twig_points[None, :, :] - points[1::2, None]) ** 2).sum(-1)
-            if np.any(gap < (self.twig_radius[None] + radius[1::2, None] + 0.3) ** 2):
-                return False
+    def are_free(self, courses: _Courses, parent: np.ndarray, parent_radius: np.ndarray) -> np.ndarray:
+        """Which of n ways ``(n,)`` bool touch no named vessel behind their junction, and not themselves."""
+        there, radius = courses.there, courses.radius
+        skip = np.ceil((2.0 * parent_radius + 1.0) / _STEP_MM).astype(int)
+        behind = there & (np.arange(there.shape[1]) >= skip[:, None])
+        which, at = np.nonzero(there)
+        distance, near = self.search.query(courses.points[which, at], k=6)
+        reach = radius[which, at][:, None] + self.radius[near] + _CLEARANCE_MM
+        # Within its junction a twig may lie in its parent, and in a vessel that leaves the parent at the same place.
+        excused = ~behind[which, at][:, None] & (
+            (self.owner[near] == parent[which, None])
+            | (
+                np.linalg.norm(self.points[near] - courses.points[which, 0][:, None], axis=-1)
+                < 2 * parent_radius[which, None] + 1.5
+            )
+        )
+        free = behind.sum(1) >= 4
+        free[which[np.any((distance < reach) & ~excused, axis=1)]] = False
         lag = 8  # 4 mm on, a twig may not come back on itself
-        if len(points) > lag:
-            gap = ((points[:, None] - points[None]) ** 2).sum(-1)
-            if np.triu(gap < (2 * radius[0] + _CLEARANCE_MM) ** 2, lag).any():
-                return False
-        return True
+        for k in np.flatnonzero(free):
+            points = courses.points[k][there[k]]
+            gap = ((points[:-lag, None] - points[None, lag:]) ** 2).sum(-1)
+            free[k] = not np.any(np.triu(gap < (2 * radius[k, 0] + _CLEARANCE_MM) ** 2))
+        return free
 
-    def add(self, courses: list[tuple[np.ndarray, np.ndarray]]) -> None:
-        self.twig_points = np.concatenate([self.twig_points, *(points for points, _ in courses)])
-        self.twig_radius = np.concatenate([self.twig_radius, *(radius for _, radius in courses)])
+
+def _keep_clear(courses: _Courses, free: np.ndarray, family: np.ndarray, accepted: list[_Course]) -> None:
+    """Take from ``free`` the ways that touch an accepted twig, or one before them that stays free (in place)."""
+    from scipy.spatial import cKDTree
+
+    which, at = np.nonzero(courses.there & free[:, None])
+    if len(which) == 0:
+        return
+    points = [courses.points[which, at], *(course.points for course in accepted)]
+    radius = [courses.radius[which, at], *(course.radius for course in accepted)]
+    owner = np.concatenate([which, *(np.full(len(course.points), -1) for course in accepted)])
+    kin = np.concatenate([family[which], *(np.full(len(course.points), course.family) for course in accepted)])
+    all_points, all_radius = np.concatenate(points), np.concatenate(radius)
+    pairs = cKDTree(all_points).query_pairs(DIAMETER_MM[1] + 0.3, output_type="ndarray")
+    pairs = pairs[kin[pairs[:, 0]] != kin[pairs[:, 1]]]
+    gap = np.linalg.norm(all_points[pairs[:, 0]] - all_points[pairs[:, 1]], axis=1)
+    pairs = pairs[gap < all_radius[pairs].sum(1) + 0.3]
+    for one, two in np.unique(np.sort(owner[pairs], axis=1), axis=0):  # one < two; -1 is an accepted twig
+        if two >= 0 and (one < 0 or free[one]):
+            free[two] = False
+
+
+def _forks(
+    accepted: list[_Course], roots: _Roots, named: _Named, heart: Heart, rng: np.random.Generator
+) -> dict[int, tuple[_Course, tuple[_Course, _Course]]]:
+    """Stem and daughters of the twigs that fork, by family; the rule of the junction holds exactly."""
+    e = plans.BRANCHING_EXPONENT
+    chosen = [c for c in accepted if 2 * c.radius[0] >= 0.5 and len(c.points) >= 12 and rng.random() < FORK_SHARE]
+    if not chosen:
+        return {}
+    cut = [round(len(course.points) * rng.uniform(0.35, 0.6)) for course in chosen]
+    start = np.stack([course.points[k] for course, k in zip(chosen, cut, strict=True)])
+    ahead = _unit(start - np.stack([course.points[k - 2] for course, k in zip(chosen, cut, strict=True)]))
+    family = np.array([course.family for course in chosen])
+    on_surface = roots.on_surface[family]
+    normal = np.where(on_surface[:, None], heart.normal(start), rng.normal(size=start.shape))
+    side = _unit(np.cross(normal, ahead))
+    whole = np.array([2 * course.radius[k] for course, k in zip(chosen, cut, strict=True)])
+    share = rng.uniform(0.4, 0.6, len(chosen))
+    both = []
+    for sign, part in ((1.0, share), (-1.0, 1 - share)):
+        angle = np.deg2rad(rng.uniform(20, 42, len(chosen)))
+        own = _Roots(start, ahead, sign * side, angle, whole * part ** (1 / e), on_surface, family, 0.5 * whole)
+        both.append(_walk(own, heart, rng))
+    free = np.ones(len(chosen), bool)
+    for courses in both:
+        free &= named.are_free(courses, np.full(len(chosen), -1), np.zeros(len(chosen)))
+    for k in np.flatnonzero(free):  # behind their fork the daughters part
+        one, two = (courses.one(k, 0).points[6:] for courses in both)
+        gap = ((one[:, None] - two[None]) ** 2).sum(-1)
+        free[k] = gap.min(initial=np.inf) > (whole[k] + _CLEARANCE_MM) ** 2
+    made: dict[int, tuple[_Course, tuple[_Course, _Course]]] = {}
+    others = list(accepted)
+    for courses in both:
+        _keep_clear(courses, free, family, others)
+        others += [courses.one(k, int(family[k])) for k in np.flatnonzero(free)]
+    for k in np.flatnonzero(free):
+        stem = _Course(chosen[k].points[: cut[k] + 1], chosen[k].radius[: cut[k] + 1], int(family[k]))
+        one, two = (courses.one(k, int(family[k])) for courses in both)
+        made[int(family[k])] = (stem, (one, two))
+    return made
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
