@@ -154,11 +154,16 @@ def write_frame(folder: Path, frame: PhantomFrame) -> str:
     return name
 
 
-def grow_pool(folder, cases: int, *, first: int = 0, views: int = VIEWS_PER_CASE, rows: int = ROWS) -> int:
-    """Render cases ``first`` to ``first + cases`` of the training stream into ``folder``; those there are kept.
+def grow_pool(
+    folder, cases: int, *, first: int = 0, views: int = VIEWS_PER_CASE, rows: int = ROWS, split: range | None = None
+) -> int:
+    """Render cases ``first`` to ``first + cases`` of a range of seeds into ``folder``; those there are kept.
 
     A case is listed in ``index.jsonl`` once all its frames are written, so a reader never meets half a case. One
     process may grow a pool at a time.
+
+    Args:
+        split: a range of :mod:`licag3d.phantom.splits`; TRAINING where none is given.
 
     Returns:
         How many frames the pool holds.
@@ -169,15 +174,16 @@ def grow_pool(folder, cases: int, *, first: int = 0, views: int = VIEWS_PER_CASE
     from tqdm import tqdm
 
     from licag3d.io.atomic import check_output_folder
-    from licag3d.phantom.splits import training_seed
+    from licag3d.phantom.splits import TRAINING
 
+    seeds = TRAINING if split is None else split
     folder = check_output_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     pool = PhantomPool(folder) if (folder / "index.jsonl").exists() else None
     have = {entry["seed"] for entry in pool.entries} if pool else set()
     with open(folder / "index.jsonl", "a", encoding="utf-8") as index:
         for number in tqdm(range(first, first + cases), disable=None, unit="case"):
-            seed = training_seed(number)
+            seed = seeds[number]
             if seed in have:
                 continue
             lines = []

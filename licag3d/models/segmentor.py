@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The learned segmentor: one small convolutional network for vessels, their line integral and devices.
+
+A U-Net (Ronneberger et al., MICCAI 2015) that works from half resolution down: the image is folded into channels at the
+entrance (space to depth) and unfolded at the exit (Shi et al., CVPR 2016), which costs a third of levels at full
+resolution and keeps single pixels. The spread of the line integral is learnt beside its value (Kendall and Gal, NeurIPS
+2017, here with a Laplace density).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from licag3d.errors import InputError
+
+#: Channels of the output, in order.
+VESSEL, LINE_INTEGRAL, LOG_SPREAD, DEVICE = range(4)
+LOG_SPREAD_RANGE = (-6.0, 1.0)
+#: Frames are brought to a pixel size within these bounds (mm at the isocentre) before the network sees them.
+WORKING_MM = (0.16, 0.32)
+#: Largest number of pixels of one pass.
+MAX_PIXELS = 16_000_000
+
+
+@dataclass(frozen=True)
+class SegmentorConfig:
+    """Sizes of the network.
+
+    Args:
+        channels: of the levels, from half resolution downwards.
+        context: channels of an encoder's feature map that joins at the coarsest level; 0 for none.
+    """
+
+    channels: tuple[int, ...] = (32, 64, 96, 128, 160)
+    context: int = 0
+
+    @property
+    def stride(self) -> int:
+        """Rows and columns of the input must be divisible by this."""
+        return 2 ** len(self.channels)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the network says of one frame, all ``(rows, cols)`` float32.
+
+    ``vessel`` and ``device``: probabilities. ``line_integral``: p as the phantom has it, up to a factor that the
+    display hides. ``spread``: expected absolute error of ``line_integral``.
+    """
+
+    vessel: np.ndarray
+    line_integral: np.ndarray
+    spread: np.ndarray
+    device: np.ndarray
+
+
+class Segmentor(nn.Module):
+    """``(n, 2, h, w)`` from :func:`normalise` to ``(n, 4, h, w)``: vessel logit, p (not negative), log spread of p,
+    device logit. h and w are divisible by ``config.stride``.
+    """
+
+    def __init__(self, config: SegmentorConfig | None = None, context: nn.Module | None = None) -> None:
+        super().__init__()
+        self.config = config or SegmentorConfig()
+        channels = self.config.channels
+        before = [8, *channels[:-1]]
+        self.down = nn.ModuleList(_block(a, b) for a, b in zip(before, channels, strict=True))
+        below = [*channels[1:-1], channels[-1] + self.config.context]
+        self.up = nn.ModuleList(_block(a + b, a) for a, b in zip(channels[:-1], below, strict=True))
+        self.out = nn.Conv2d(channels[0], 16, 3, padding=1)
+        self.context = context
+        with torch.no_grad():  # vessels and devices are rare: begin with "no"
+            self.out.bias[:] = torch.tensor([-3.0, 0.0, -2.0, -3.0]).repeat_interleave(4)
+
+    def forward(self, x: torch.Tensor, frames: torch.Tensor | None = None) -> torch.Tensor:
+        """``frames`` ``(n, 1, h, w)`` in 0..1 are needed by an encoder (``context``), if there is one."""
+        kept = []
+        x = F.pixel_unshuffle(x, 2)
+        for level, block in enumerate(self.down):
+            x = block(F.max_pool2d(x, 2) if level else x)
+            kept.append(x)
+        if self.context is not None:
+            seen = self.context(frames)
+            x = torch.cat((x, F.interpolate(seen.to(x.dtype), size=x.shape[-2:], mode="bilinear")), 1)
+        for level in range(len(self.up) - 1, -1, -1):
+            x = F.interpolate(x, scale_factor=2, mode="nearest")
+            x = self.up[level](torch.cat((kept[level], x), 1))
+        x = F.pixel_shuffle(self.out(x), 2).float()
+        vessel, p, spread, device = x.unbind(1)
+        low, high = LOG_SPREAD_RANGE
+        return torch.stack((vessel, F.softplus(p - 2.0), spread.clamp(low, high), device), 1)
+
+
+def _block(inside: int, outside: int) -> nn.Sequential:
+    layers = []
+    for a, b in ((inside, outside), (outside, outside)):
+        layers += [nn.Conv2d(a, b, 3, padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers)
+
+
+def normalise(grey: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    """Network input from frames, the same for every brightness and contrast of the display.
+
+    Args:
+        grey: ``(n, 1, h, w)`` in 0..1, vessels dark. valid: the same shape, bool; what lies outside becomes zero.
+
+    Returns:
+        ``(n, 2, h, w)``: the attenuation image in robust standard units, and its fine part (below about 12 px) in
+        robust units of its own, compressed by asinh.
+    """
+    return torch.stack([_normalise_one(g[0], v[0]) for g, v in zip(grey, valid, strict=True)])
+
+
+def _normalise_one(grey: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    if not valid.any():
+        return torch.zeros(2, *grey.shape)
+    everything = bool(valid.all())
+    inside = grey if everything else grey[valid]
+    # As in background.attenuation_image for displays.
+    attenuation = -torch.log(grey.clamp_min(0) + inside.median().clamp_min(1e-3))
+    inside = (attenuation if everything else attenuation[valid]).flatten()
+    few = inside[:: max(1, inside.numel() // 20_000)]
+    middle = few.median()
+    wide = (few - middle).abs().median() * 1.4826
+    coarse = (attenuation - middle) / wide.clamp_min(0.02)
+    filled = torch.where(valid, attenuation, middle)
+    fine = filled - _local_mean(filled, valid)
+    few = (fine if everything else fine[valid]).flatten()
+    few = few[:: max(1, few.numel() // 20_000)]
+    fine = torch.asinh(fine / (few.abs().median() * 1.4826).clamp_min(0.003))
+    return torch.where(valid, torch.stack((coarse.clamp(-4, 4), fine)), 0.0)
+
+
+def _local_mean(x: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    """Mean over about 48 px, of valid pixels only."""
+    rows, cols = x.shape
+    stack = torch.stack((torch.where(valid, x, 0.0), valid.float()))[None]
+    stack = F.pad(stack, (0, -cols % 4, 0, -rows % 4))
+    small = F.avg_pool2d(stack, 4)
+    for _ in range(2):  # two boxes make a tent
+        small = F.avg_pool2d(small, 7, stride=1, padding=3)
+    wide = F.interpolate(small, scale_factor=4, mode="bilinear", align_corners=False)[0, :, :rows, :cols]
+    return torch.where(wide[1] > 1e-3, wide[0] / wide[1].clamp_min(1e-3), x)
+
+
+def predict(model: Segmentor, image: np.ndarray, valid: np.ndarray, mm_per_pixel: float) -> Prediction:
+    """Run the network on one frame of any size.
+
+    Args:
+        image: ``(rows, cols)`` in 0..1, vessels dark. valid: bool, the X-ray field.
+        mm_per_pixel: at the isocentre; frames outside :data:`WORKING_MM` are resized for the network and back.
+
+    Raises:
+        InputError: the frame is too large at the working scale.
+    """
+    device = next(model.parameters()).device
+    rows, cols = image.shape
+    scale = mm_per_pixel / float(np.clip(mm_per_pixel, *WORKING_MM)) if mm_per_pixel > 0 else 1.0
+    height, width = max(8, round(rows * scale)), max(8, round(cols * scale))
+    if height * width > MAX_PIXELS:
+        raise InputError(f"the frame has {rows} x {cols} pixels of {mm_per_pixel:.3g} mm: too large; crop it")
+    grey = torch.from_numpy(np.ascontiguousarray(image, np.float32))[None, None].to(device)
+    seen = torch.from_numpy(np.ascontiguousarray(valid, bool))[None, None].to(device)
+    if (height, width) != (rows, cols):
+        grey = F.interpolate(grey, size=(height, width), mode="bilinear", align_corners=False, antialias=True)
+        seen = F.interpolate(seen.float(), size=(height, width), mode="nearest") > 0.5
+    stride = model.config.stride
+    pad = (0, -width % stride, 0, -height % stride)
+    model.eval()
+    with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=_bf16(device)):
+        x = F.pad(normalise(grey, seen), pad, mode="replicate").to(memory_format=torch.channels_last)
+        out = model(x, F.pad(grey, pad, mode="replicate"))[..., :height, :width].float()
+        out = torch.cat(
+            (
+                out[:, VESSEL : VESSEL + 1].sigmoid(),
+                out[:, LINE_INTEGRAL : LINE_INTEGRAL + 1],
+                out[:, LOG_SPREAD : LOG_SPREAD + 1].exp(),
+                out[:, DEVICE : DEVICE + 1].sigmoid(),
+            ),
+            1,
+        )
+        if (height, width) != (rows, cols):
+            out = F.interpolate(out, size=(rows, cols), mode="bilinear", align_corners=False)
+    out = np.where(valid, out[0].cpu().numpy(), 0).astype(np.float32)
+    return Prediction(*out)
+
+
+def _bf16(device: torch.device) -> bool:
+    """Half precision where it is faster: on devices, and on CPUs that multiply in it."""
+    if device.type != "cpu":
+        return True
+    return bool(torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def count_parameters(model: nn.Module) -> int:
+    """How many numbers are learnt."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def config_from(facts: dict, source: str) -> SegmentorConfig:
+    """The configuration stored with weights.
+
+    Raises:
+        InputError: it is missing or senseless.
+    """
+    try:
+        channels = tuple(int(c) for c in facts["channels"])
+        context = int(facts.get("context", 0))
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise InputError(f"{source}: holds no configuration of a segmentor") from None
+    if not 2 <= len(channels) <= 7 or not all(8 <= c <= 2048 for c in channels) or not 0 <= context <= 4096:
+        raise InputError(f"{source}: channels {channels} and context {context} are no segmentor of this package")
+    return SegmentorConfig(channels, context)
+
+
+def config_facts(config: SegmentorConfig) -> dict:
+    """The configuration as JSON."""
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(config).items()}
+
+
+_LOADED: dict[tuple[str, str], Segmentor] = {}
+
+
+def load_segmentor(name: str = "segmentor", device: str = "cpu") -> Segmentor:
+    """The embedded segmentor, or one of a file written by ``python -m licag3d.train segmentor``, in eval mode.
+
+    Args:
+        name: of embedded weights, or a path ending in ``.safetensors``. device: torch device.
+
+    Raises:
+        InputError: missing, damaged, or of another version.
+    """
+    key = (str(name), str(device))
+    if key not in _LOADED:
+        if str(name).endswith(".safetensors"):
+            from licag3d.train.checkpoints import load_weights
+
+            tensors, facts = load_weights(name)
+            facts = facts.get("config", {})
+        else:
+            from licag3d.weights import load
+
+            tensors, card = load(name)
+            facts = card.get("config", {})
+        model = build(config_from(facts, str(name)))
+        from licag3d.train.checkpoints import load_into
+
+        load_into(model, tensors, str(name))
+        if len(_LOADED) > 3:
+            _LOADED.clear()
+        _LOADED[key] = model.to(device, memory_format=torch.channels_last).eval()
+    return _LOADED[key]
+
+
+def build(config: SegmentorConfig) -> Segmentor:
+    """A segmentor with new weights; with ``context`` the pre-trained encoder feeds its coarsest level."""
+    if not config.context:
+        return Segmentor(config)
+    from licag3d.models.segmentor_context import EncoderContext
+
+    return Segmentor(config, EncoderContext(config.context))
+
+
+def expected_error_share(p: np.ndarray, spread: np.ndarray) -> np.ndarray:
+    """Confidence 0..1 of a line integral from its expected absolute error: one half where the error is a third of p."""
+    ratio = spread / np.maximum(p, 1e-3)
+    return (1.0 / (1.0 + (3.0 * ratio) ** 2)).astype(np.float32)

@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``python -m licag3d.train segmentor``: vessels, line integral and devices from phantom frames, or from own masks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from licag3d.errors import InputError
+from licag3d.train.loop import add_loop_flags
+
+#: Validation cases (of the VALIDATION seeds) that choose the checkpoint.
+VALIDATION_CASES = 8
+BANK_SIZE = 240
+
+
+def add_flags(parser) -> None:
+    """The flags."""
+    add_loop_flags(parser, steps=5000, batch=8, rate=2e-3, warmup=150, validate_every=250, save_every=250)
+    data = parser.add_argument_group("data: phantom frames, or own images with masks")
+    data.add_argument("--pool", metavar="DIR", help="pool of phantom frames (python -m licag3d.data.phantom_frames)")
+    data.add_argument("--validation", metavar="DIR", help="pool of validation frames; made beside the run if missing")
+    data.add_argument("--images", metavar="DIR", help="own frames (PNG, TIFF, JPEG, DICOM)")
+    data.add_argument("--masks", metavar="DIR", help="vessel masks of the same names (vessels not zero)")
+    data.add_argument("--pixel-size", type=float, default=0.25, metavar="MM", help="own frames: mm at the isocentre")
+    model = parser.add_argument_group("model")
+    model.add_argument("--init", default="random", metavar="random|embedded|FILE", help="weights to begin with")
+    model.add_argument(
+        "--encoder", choices=("none", "embedded"), default="none", help="feed the pre-trained encoder to the network"
+    )
+    model.add_argument("--size", type=int, default=256, metavar="PX", help="rows and columns of a training crop")
+    model.add_argument("--export", metavar="NAME", help="write weights and card of the best checkpoint under this name")
+
+
+def main(arguments) -> int:
+    """Train, and say what came out."""
+    from licag3d.train.loop import settings_of
+
+    if bool(arguments.images) != bool(arguments.masks):
+        raise InputError("--images and --masks belong together: give both, or --pool for phantom frames")
+    if bool(arguments.images) == bool(arguments.pool):
+        raise InputError("give the data: --pool DIR for phantom frames, or --images DIR --masks DIR for own ones")
+    if arguments.size % 32 or not 64 <= arguments.size <= 1024:
+        raise InputError(f"--size is {arguments.size}; give a multiple of 32 from 64 to 1024")
+    settings = settings_of(arguments)
+    if arguments.images:
+        from licag3d.train.own_masks import train_on_masks
+
+        return train_on_masks(arguments, settings)
+    return _train_on_phantoms(arguments, settings)
+
+
+def _train_on_phantoms(arguments, settings) -> int:
+    from licag3d.data.distractors import distractor_bank
+    from licag3d.data.phantom_frames import PhantomPool, grow_pool
+    from licag3d.data.randomise import Randomisation, SampleStream
+    from licag3d.phantom.splits import TRAINING, VALIDATION
+    from licag3d.train.loop import train
+
+    pool = PhantomPool(arguments.pool)
+    if not len(pool):
+        raise InputError(f"{arguments.pool}: the pool is empty; render cases first")
+    strangers = [entry["seed"] for entry in pool.entries if entry["seed"] not in TRAINING]
+    if strangers:
+        raise InputError(f"{arguments.pool}: seed {strangers[0]} is not for training; make the pool anew")
+    model = first_model(arguments.init, arguments.encoder, settings.seed)
+    checked = Path(arguments.validation or Path(arguments.out) / "validation")
+    if not (checked / "index.jsonl").is_file():
+        grow_pool(checked, VALIDATION_CASES, split=VALIDATION)
+    frames = [frame for frame in PhantomPool(checked) if frame.seed in VALIDATION]
+    if not frames:
+        raise InputError(f"{checked}: holds no validation frame (seeds {VALIDATION.start} to {VALIDATION.stop - 1})")
+    look = Randomisation(size=arguments.size)
+    stream = SampleStream(pool, distractor_bank(BANK_SIZE, max(512, arguments.size)), settings.seed, look)
+
+    def grow(step: int, state: dict) -> dict:
+        """Frames that were rendered meanwhile join at checkpoints, and a resumed run remembers when."""
+        if state.get("step") != step:
+            state = {"step": step, "frames": pool.refresh()}
+        stream.frames = min(state["frames"], pool.refresh())
+        return state
+
+    outcome = train(
+        model,
+        settings,
+        arguments.out,
+        make_batch=lambda step: stream.batch(step, settings.batch),
+        loss=segmentor_loss,
+        validate=lambda average: validate(average, frames),
+        score="score",
+        config=run_config(model, arguments) | {"pool": Path(arguments.pool).name},
+        resume=arguments.resume,
+        prepare=grow,
+    )
+    return finish(arguments, settings, model, outcome, {"source": "phantom", "frames": stream.frames})
+
+
+def first_model(init: str, encoder: str, seed: int):
+    """A new segmentor, or one that begins from other weights.
+
+    Raises:
+        InputError: weights that are missing or of another architecture.
+    """
+    import torch
+
+    from licag3d.models.segmentor import SegmentorConfig, build, load_segmentor
+
+    torch.manual_seed(seed)
+    if init == "random":
+        context = 0
+        if encoder == "embedded":
+            from licag3d.models.segmentor_context import encoder_width
+
+            context = encoder_width()
+        return build(SegmentorConfig(context=context))
+    if encoder != "none":
+        raise InputError("--encoder goes with --init random: other weights bring their own architecture")
+    import copy
+
+    return copy.deepcopy(load_segmentor("segmentor" if init == "embedded" else _weights_file(init))).train()
+
+
+def _weights_file(path: str) -> str:
+    if not path.endswith(".safetensors") or not Path(path).is_file():
+        raise InputError(f"--init {path}: give random, embedded, or a .safetensors file of a training run")
+    return path
+
+
+def run_config(model, arguments) -> dict:
+    """What makes a run itself, for ``config.json`` and the weights."""
+    from licag3d.models.segmentor import config_facts, count_parameters
+
+    return {
+        "model": "segmentor",
+        "config": config_facts(model.config),
+        "parameters": count_parameters(model),
+        "init": Path(arguments.init).name,
+        "size": arguments.size,
+    }
+
+
+def segmentor_loss(model, batch: dict, step: int):
+    """Cross entropy, Dice and (on a quarter of the batch, for its price) centreline Dice of the vessels; line integral;
+    cross entropy and Dice of the devices.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    from licag3d.losses.vessel import line_integral_loss, soft_cldice_loss, soft_dice_loss
+
+    x = batch["x"].to(memory_format=torch.channels_last)
+    out = model(x, batch.get("grey")) if model.context is not None else model(x)
+    vessel, p, spread, device = (out[:, k : k + 1] for k in range(4))
+    with torch.autocast(out.device.type, enabled=False):
+        truth, weight = batch["vessel"], batch["weight"]
+        chance = vessel.sigmoid()
+        entropy = F.binary_cross_entropy_with_logits(vessel, truth, weight)
+        dice = soft_dice_loss(chance, truth, weight)
+        few = max(1, len(x) // 4)
+        line = soft_cldice_loss(chance[:few], truth[:few], 4, weight[:few])
+        total = 2 * entropy + dice + 0.5 * line
+        numbers = {"entropy": entropy.detach(), "dice": dice.detach(), "cldice": line.detach()}
+        if "p" in batch:
+            integral = line_integral_loss(p, spread, batch["p"], truth * weight)
+            # Beyond the vessels p is zero; near them it may fall off softly.
+            beyond = (p * (1 - F.max_pool2d(truth, 5, 1, 2))).mean()
+            total = total + 0.3 * integral + beyond
+            numbers["line_integral"] = integral.detach()
+        if "device" in batch:
+            other = F.binary_cross_entropy_with_logits(device, batch["device"])
+            overlap = soft_dice_loss(device.sigmoid(), batch["device"])
+            total = total + other + 0.25 * overlap
+            numbers["device"] = overlap.detach()
+    return total, numbers
+
+
+def validate(model, frames) -> dict[str, float]:
+    """Mean scores of whole phantom frames at probability one half, catheter counted as wrong; ``score`` is the mean of
+    Dice, clDice and the correlation of p.
+    """
+    import numpy as np
+
+    from licag3d.models.segmentor import predict
+    from licag3d.train.scores import mask_scores
+
+    rows = []
+    for frame in frames:
+        image = frame.image.astype(np.float32) / 255
+        found = predict(model, image, _field(image), frame.mm_per_pixel)
+        row = mask_scores(found.vessel > 0.5, frame.mask)
+        inside = frame.mask
+        if inside.sum() > 100:
+            with np.errstate(invalid="ignore"):
+                row["correlation"] = float(np.corrcoef(found.line_integral[inside], frame.line_integral[inside])[0, 1])
+        truth = frame.devices & ~frame.mask
+        row["device_as_vessel"] = float((found.vessel > 0.5)[truth].mean()) if truth.any() else np.nan
+        row["device_dice"] = mask_scores(found.device > 0.5, frame.devices, lines=False)["dice"]
+        rows.append(row)
+    keys = {key for row in rows for key in row}
+    mean = {}
+    for key in keys:
+        values = [row[key] for row in rows if np.isfinite(row.get(key, np.nan))]
+        mean[key] = float(np.mean(values)) if values else 0.0
+    mean["score"] = float(np.mean([np.nan_to_num(mean[k]) for k in ("dice", "cldice", "correlation")]))
+    return dict(sorted(mean.items()))
+
+
+_FIELDS: dict[int, object] = {}
+
+
+def _field(image):
+    """The X-ray field as the reader of frames finds it."""
+    import zlib
+
+    from licag3d.io.collimator import valid_area
+
+    key = zlib.crc32(image.tobytes())
+    if key not in _FIELDS:
+        _FIELDS[key] = valid_area(image)
+    return _FIELDS[key]
+
+
+def finish(arguments, settings, model, outcome, data: dict) -> int:
+    """Write ``segmentor.safetensors`` of the best validation with its configuration; export it where asked."""
+    from licag3d.train.loop import load_into, load_weights, save_weights
+
+    folder = outcome.folder
+    tensors, facts = load_weights(folder / "best.safetensors")
+    load_into(model, tensors, "best.safetensors")
+    facts = facts | run_config(model, arguments) | {"data": data, "seed": settings.seed}
+    save_weights(folder / "segmentor.safetensors", model, facts)
+    if arguments.export:
+        export(folder, arguments.export, folder)
+    ended = "finished" if outcome.finished else "stopped at the time limit (go on with --resume)"
+    best = f", best score {outcome.score:.4f} at step {outcome.best_step}" if outcome.score is not None else ""
+    print(f"{ended} after {outcome.steps} steps{best}: {folder / 'segmentor.safetensors'}")
+    return 0
+
+
+def export(run_folder, name: str, folder=None, extra: dict | None = None) -> dict:
+    """Half-precision weights and card of a run, into ``folder`` (default: the package's own weights)."""
+    import json
+
+    from licag3d.train.loop import load_weights
+    from licag3d.weights import save
+
+    run_folder = Path(run_folder)
+    tensors, facts = load_weights(run_folder / "segmentor.safetensors")
+    curve = []
+    for line in (run_folder / "curves.jsonl").read_text("utf-8").splitlines():
+        entry = json.loads(line)
+        if "validation" in entry:
+            curve.append({"step": entry["step"], **entry["validation"]})
+    settings = json.loads((run_folder / "config.json").read_text("utf-8"))["settings"]
+    card = {"model": "segmentor", **facts, "settings": settings, "curve": curve, **(extra or {})}
+    return save(name, tensors, card, folder)
