@@ -3,8 +3,9 @@
 
 Organs are ellipsoids and elliptic cylinders in the world, so every view of a case sees the same thorax from its own
 side. A convex organ meets a ray in one interval; the lungs are what is left of theirs after heart, liver, spine and
-great vessels. Attenuation of soft tissue about 0.02/mm, lung a quarter of it, bone 0.035 to 0.05/mm at diagnostic
-energies (NIST XCOM); the differences are halved, as scatter and beam hardening do.
+great vessels. Attenuation of soft tissue about 0.02/mm, lung a quarter of it, spongy bone 0.035 to 0.05/mm, cortical
+bone 0.07/mm at 57 keV (``spectrum.py``); the differences are halved, as scatter and beam hardening do. Bone shows by
+its cortex: rims of the end plates, rings of the pedicles and edges of the ribs are thin shells or tubes around little.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from licag3d.phantom.heart import Heart
 from licag3d.phantom.tubes import Line, path_length_mm
 
 SOFT_TISSUE_PER_MM, LUNG_BELOW_TISSUE_PER_MM = 0.0095, 0.0065
-SPINE_ABOVE_TISSUE_PER_MM, RIB_MARROW_PER_MM, RIB_CORTEX_PER_MM, LUNG_VESSEL_PER_MM = 0.010, 0.002, 0.012, 0.011
-_DISC_PITCH_MM = 30.0
+SPINE_ABOVE_TISSUE_PER_MM, RIB_MARROW_PER_MM, LUNG_VESSEL_PER_MM = 0.0075, 0.001, 0.016
+CORTEX_PER_MM, RIB_CORTEX_PER_MM, PROCESS_PER_MM = 0.03, 0.014, 0.007
+_WAIST = 0.87  # of a vertebra, narrowest over widest width
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,11 @@ class Thorax:
     body: Organ
     lungs: tuple[Organ, Organ]
     solid: tuple[Organ, ...]  # what displaces lung: heart, great vessels, domes, spine
-    spine: tuple[Organ, Organ]
+    spine: tuple[Organ, Organ]  # vertebral bodies at their widest and at their waist
     disc_phase_mm: float
+    disc_pitch_mm: float
+    rims: tuple[Line, ...]  # cortex of end plates and pedicles
+    processes: tuple[Line, ...]
     ribs: tuple[Line, ...]
     lung_vessels: tuple[Line, ...]
 
@@ -67,7 +72,7 @@ def sample_thorax(rng: np.random.Generator, heart: Heart, centre_mm: np.ndarray)
         return Organ(at, np.diag((1 / half[0], 1 / half[1], 0.0)))
 
     middle = -38.0 + rng.normal(0, 6)  # the midline lies to the right of the heart
-    wall = np.array((160.0, 108.0)) * rng.uniform(0.92, 1.1)
+    wall = np.array((180.0, 126.0)) * rng.uniform(0.94, 1.12)
     body = Organ(centre_mm + (middle, 22, 0), np.diag((1 / wall[0], 1 / wall[1], 0.0)))
     axes = np.stack((heart.apex, heart.up, heart.right), axis=1)
     plus = np.array((heart.apical_mm, heart.up_mm, heart.right_mm))
@@ -79,24 +84,52 @@ def sample_thorax(rng: np.random.Generator, heart: Heart, centre_mm: np.ndarray)
         ellipsoid((middle - 62, 18, -152 + breath), (92, 96, 98)),
         ellipsoid((middle + 88, 20, -160 + breath), (88, 92, 96)),
     )
-    spine = (column((middle, spine_y), (17, 16), 0.5), column((middle, spine_y + 26), (9, 18), 0.5))
+    width, depth = np.array((17.5, 15.5)) * rng.uniform(0.9, 1.1)
+    at = centre_mm * (1, 1, 0) + (middle, spine_y, 0)
+    spine = tuple(Organ(at, np.diag((1 / (width * share), 1 / (depth * share), 0.0))) for share in (1.0, _WAIST))
+    pitch = float(rng.uniform(25, 30))
+    phase = float(rng.uniform(0, pitch))
     great = ellipsoid((middle + 12, 8, 62), (34, 30, 60))
-    mediastinum = column((middle + 8, spine_y - 14), (30, 34))
+    mediastinum = column((middle + 8, spine_y - 14), (25, 27))
+    aorta = column((middle + 25, spine_y - 12), (12, 12), 2.0)
     lungs = (ellipsoid((middle - 78, 24, 22), (64, 84, 128)), ellipsoid((middle + 84, 28, 22), (62, 84, 124)))
+    rims, processes = _vertebrae(rng, at, width, depth, pitch, phase, centre_mm[2])
     return Thorax(
         body,
         lungs,
-        (heart_organ, great, *domes, mediastinum),
+        (heart_organ, great, *domes, mediastinum, aorta),
         spine,
-        float(rng.uniform(0, _DISC_PITCH_MM)),
+        phase,
+        pitch,
+        rims,
+        processes,
         tuple(_ribs(rng, centre_mm + (middle, 22, 0), wall - 14)),
         tuple(_lung_vessels(rng, centre_mm, middle)),
     )
 
 
+@dataclass(frozen=True)
+class Layers:
+    """Line integrals of the chest ``(rows, cols)`` float32, no unit: all of it, and the parts that carry a texture of
+    their own, bone and air (positive where lung is), in mm of path.
+    """
+
+    total: np.ndarray
+    bone_mm: np.ndarray
+    lung_mm: np.ndarray
+
+
 def thorax_integral(thorax: Thorax, camera: Camera, *, reduce: int = 2) -> np.ndarray:
     """Line integral of the chest ``(rows, cols)`` float32, no unit; organs are computed at a ``reduce``-th of the
     resolution.
+    """
+    return thorax_layers(thorax, camera, reduce=reduce).total
+
+
+def thorax_layers(thorax: Thorax, camera: Camera, *, reduce: int = 2, rng: np.random.Generator | None = None) -> Layers:
+    """The chest with its bone and its lung apart, see :class:`Layers` and :func:`thorax_integral`.
+
+    With ``rng`` the outlines of the soft organs waver by a few millimetres, as no ellipsoid does.
     """
     from scipy.ndimage import gaussian_filter, zoom
 
@@ -106,27 +139,112 @@ def thorax_integral(thorax: Thorax, camera: Camera, *, reduce: int = 2) -> np.nd
     ray = (ray / np.linalg.norm(ray, axis=-1, keepdims=True)).astype(np.float32)
     total = SOFT_TISSUE_PER_MM * _length(thorax.body.interval(source, ray))
     inner = [organ.interval(source, ray) for organ in thorax.solid]
-    for lung in thorax.lungs:
-        total -= LUNG_BELOW_TISSUE_PER_MM * _length_outside(lung.interval(source, ray), inner)
-    for number, organ in enumerate(thorax.spine):
-        enter, leave = organ.interval(source, ray)
-        length = np.maximum(leave - enter, 0)
-        z = source[2] + 0.5 * (enter + leave) * ray[..., 2] + thorax.disc_phase_mm
-        along = np.abs(z / _DISC_PITCH_MM - np.rint(z / _DISC_PITCH_MM)) * _DISC_PITCH_MM  # from the middle of a disc
-        disc, plate = 1 / (1 + np.exp((along - 3.5) / 0.6)), np.exp(-(((along - 5.0) / 1.3) ** 2))
-        total += (
-            SPINE_ABOVE_TISSUE_PER_MM
-            * length
-            * np.where(length > 0, 1 - 0.5 * disc + 0.25 * plate, 0)
-            * (1 - 0.4 * number)
-        )
+    lung_mm = sum(_length_outside(lung.interval(source, ray), inner) for lung in thorax.lungs)
+    if rng is not None:
+        lung_mm = _wavering(rng, lung_mm, 2.5 / small.mm_per_pixel)
+    total -= LUNG_BELOW_TISSUE_PER_MM * lung_mm
+    bone_mm = _bodies_mm(thorax, source, ray)
+    total += SPINE_ABOVE_TISSUE_PER_MM * bone_mm
+    total += PROCESS_PER_MM * path_length_mm(thorax.processes, small)
     outer = path_length_mm(thorax.ribs, small)
-    marrow = path_length_mm([Line(rib.points_lps_mm, 0.72 * rib.radius_mm) for rib in thorax.ribs], small)
+    marrow = path_length_mm([Line(rib.points_lps_mm, 0.88 * rib.radius_mm) for rib in thorax.ribs], small)
     total += RIB_CORTEX_PER_MM * np.maximum(outer - marrow, 0) + RIB_MARROW_PER_MM * marrow
     total += LUNG_VESSEL_PER_MM * np.minimum(path_length_mm(thorax.lung_vessels, small), 8.0)
-    # Heart beat and breathing blur what is not in plane; a millimetre is typical.
-    total = gaussian_filter(total, 1.0).astype(np.float32)
-    return zoom(total, (camera.rows / small.rows, camera.cols / small.cols), order=1, grid_mode=True, mode="nearest")
+    # Heart beat and breathing blur what is not in plane.
+    total = gaussian_filter(total, 0.8) + CORTEX_PER_MM * path_length_mm(thorax.rims, small)
+    bone_mm = bone_mm + 0.3 * outer
+
+    def full(image: np.ndarray) -> np.ndarray:
+        factor = (camera.rows / small.rows, camera.cols / small.cols)
+        return zoom(image.astype(np.float32), factor, order=1, grid_mode=True, mode="nearest")
+
+    return Layers(full(total), full(bone_mm), full(lung_mm))
+
+
+def _wavering(rng: np.random.Generator, image: np.ndarray, size_px: float) -> np.ndarray:
+    """The image with every point moved by a smooth random field of standard deviation ``size_px`` per axis."""
+    from scipy.ndimage import map_coordinates
+
+    rows, cols = image.shape
+    row, col = np.mgrid[:rows, :cols].astype(np.float32)
+    fields = (size_px * cloud(rng, rows, cols, 2.6) for _ in range(2))
+    return map_coordinates(image, [row + next(fields), col + next(fields)], order=1, mode="nearest")
+
+
+def _bodies_mm(thorax: Thorax, source: np.ndarray, ray: np.ndarray) -> np.ndarray:
+    """Path through the vertebral bodies ``(rows, cols)``, discs counted as a third of bone, end plates as more."""
+    wide, narrow = (_length(organ.interval(source, ray)) for organ in thorax.spine)
+    hit = wide > 0
+    if not hit.any():
+        return np.zeros_like(wide)
+    enter, leave = (side[hit] for side in thorax.spine[0].interval(source, ray))
+    pitch, weight, waist = thorax.disc_pitch_mm, 0.0, 0.0
+    shares = (np.arange(6) + 0.5) / 6
+    for share in shares:  # along the ray, so that oblique views smear discs as they should
+        z = source[2] + (enter + share * (leave - enter)) * ray[..., 2][hit] + thorax.disc_phase_mm
+        along = np.abs(z / pitch - np.rint(z / pitch)) * pitch  # from the middle of a disc
+        disc, plate = 1 / (1 + np.exp((along - 3.0) / 0.5)), np.exp(-(((along - 3.8) / 0.8) ** 2))
+        weight += (1 - 0.65 * disc + 0.7 * plate) / len(shares)
+        waist += np.clip((along - 4) / (0.5 * pitch - 4), 0, 1) / len(shares)
+    waist = waist * waist * (3 - 2 * waist)
+    total = np.zeros_like(wide)
+    total[hit] = weight * ((1 - waist) * wide[hit] + waist * narrow[hit])
+    # The cortex of the sides: where the ray is tangent to the body.
+    return total + 0.5 * np.where(hit, np.clip(wide - total, 0, 6), 0)
+
+
+def _vertebrae(
+    rng: np.random.Generator, at: np.ndarray, width: float, depth: float, pitch: float, phase: float, middle_z: float
+) -> tuple[tuple[Line, ...], tuple[Line, ...]]:
+    """Rims of end plates and pedicles, and the processes, of the vertebrae within 170 mm of the heart."""
+    rims, processes = [], []
+    circle = np.linspace(0, 2 * np.pi, 29)
+    for number in range(int((middle_z - 170 + phase) / pitch), int((middle_z + 170 + phase) / pitch) + 1):
+        z = pitch * number - phase  # middle of the disc under the body
+        for edge in (3.8, pitch - 3.8):
+            wobble = 1 + 0.02 * np.sin(2 * circle + rng.uniform(0, 6))
+            ring = np.stack((width * np.sin(circle) * wobble, depth * np.cos(circle), np.zeros(29)), axis=1)
+            ring[:, 2] = rng.normal(0, 0.3) + 0.8 * np.sin(circle + rng.uniform(0, 6))
+            rims.append(Line(at + (0, 0, z + edge) + ring, np.full(29, rng.uniform(0.55, 0.95))))
+        for side in (-1.0, 1.0):
+            pedicle = np.array((side * 0.62 * width, depth - 1, z + 0.66 * pitch)) + rng.normal(0, 0.5, 3)
+            ring = np.stack((3.4 * np.sin(circle), 0.8 * np.sin(circle + 1), 5.6 * np.cos(circle)), axis=1)
+            rims.append(Line(at + pedicle + ring, np.full(29, rng.uniform(0.7, 1.1))))
+            ends = np.array(((side * 10, depth + 8, z + 0.55 * pitch), (side * 31, depth + 17, z + 0.62 * pitch)))
+            processes.append(Line(at + ends + rng.normal(0, 1, (2, 3)), np.array((4.2, 3.2))))
+            facet = np.array(((side * 12, depth + 10, z + 0.3 * pitch), (side * 13, depth + 13, z - 0.1 * pitch)))
+            processes.append(Line(at + facet + rng.normal(0, 0.7, (2, 3)), np.array((4.0, 4.5))))
+        spinous = np.array(((0, depth + 12, z + 0.35 * pitch), (0, depth + 34, z - 0.45 * pitch)))
+        processes.append(Line(at + spinous + rng.normal(0, 1, (2, 3)), np.array((4.5, 3.4))))
+    return tuple(rims), tuple(processes)
+
+
+def texture(rng: np.random.Generator, layers: Layers) -> np.ndarray:
+    """What no organ explains ``(rows, cols)`` float32, no unit: clouds of muscle and fat (1/f), fine strands,
+    trabeculae where there is bone and mottle where there is lung.
+    """
+    from scipy.ndimage import gaussian_filter
+
+    rows, cols = layers.total.shape
+    total = rng.uniform(0.025, 0.06) * cloud(rng, rows, cols, rng.uniform(1.25, 1.6))
+    scale = cols / 512
+
+    def band(fine_px: tuple[float, float], coarse: float) -> np.ndarray:
+        noise = rng.standard_normal((rows, cols)).astype(np.float32)
+        low = gaussian_filter(noise, [max(coarse * one * scale, 0.3) for one in fine_px])
+        noise = gaussian_filter(noise, [max(one * scale, 0.3) for one in fine_px]) - low
+        return noise / noise.std()
+
+    # Strands: the crests of a smooth field, drawn out in one direction of the image, as fascia and vessels of the lung
+    # are; twice, at two widths.
+    air = layers.lung_mm / 100
+    for width in (1.3, 2.6, 5.0):
+        field = band((width, width * rng.uniform(1.0, 1.8))[:: rng.choice((-1, 1))], 4.0)
+        crest = np.exp(-np.abs(field) * 2.2)
+        total += rng.uniform(0.009, 0.022) * (0.75 + 0.5 * air) * (crest - crest.mean()) / crest.std()
+    total += rng.uniform(0.006, 0.016) * band((1.8, 1.8), 3.0)
+    total += rng.uniform(0.0002, 0.0006) * layers.bone_mm * band((1.6, 0.9), 3.0)
+    return total + rng.uniform(0.006, 0.016) * air * band((3.0, 3.0), 3.5)
 
 
 def cloud(rng: np.random.Generator, rows: int, cols: int, exponent: float) -> np.ndarray:
@@ -164,7 +282,7 @@ def _length_outside(outer: tuple[np.ndarray, np.ndarray], inner: list[tuple[np.n
 
 def _ribs(rng: np.random.Generator, centre: np.ndarray, half_axes: np.ndarray):
     pitch, first = rng.uniform(24, 29), rng.uniform(95, 120)
-    slope, radius = rng.uniform(40, 65), rng.uniform(4.2, 5.4)
+    slope, radius = rng.uniform(40, 65), rng.uniform(4.4, 6.0)
     for number in range(9):
         for side in (-1.0, 1.0):
             # From the spine (turn 0, at the back) round the side to the front, falling on the way.
@@ -180,7 +298,9 @@ def _ribs(rng: np.random.Generator, centre: np.ndarray, half_axes: np.ndarray):
                 ),
                 axis=1,
             )
-            yield Line(centre + points, radius * (1 + 0.12 * np.sin(3 * turn + rng.uniform(0, 6))))
+            # Towards the front bone gives way to cartilage, which hardly shows.
+            taper = np.clip((2.45 - turn) / 0.7, 0.25, 1) ** 0.7
+            yield Line(centre + points, taper * radius * (1 + 0.12 * np.sin(3 * turn + rng.uniform(0, 6))))
 
 
 def _lung_vessels(rng: np.random.Generator, centre: np.ndarray, middle: float):
