@@ -54,8 +54,8 @@ def check_lesions(content: Any, where: str) -> tuple[dict, ...]:
 
 
 def lesion_metrics(pred: CenterlinePoints, truth: VesselTree, lesions: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Errors over the lesions that narrow a vessel by 10 to 99 % of its diameter (aneurysms and occlusions are not
-    scored); NaN without any.
+    """Errors over the lesions that narrow a vessel by 10 to 99 % of its diameter (dilatations and occlusions are
+    not scored); NaN without any.
 
     Prediction and truth are measured with one ruler: the minimal lumen diameter (MLD) inside the lesion, and percent
     stenosis ``100 (1 - MLD / reference)``, the reference being the mean of the median diameters over up to 5 mm of
@@ -69,7 +69,7 @@ def lesion_metrics(pred: CenterlinePoints, truth: VesselTree, lesions: Sequence[
     """
     from scipy.spatial import cKDTree
 
-    scored = [x for x in lesions if x.get("kind") not in ("aneurysm", "occlusion")]
+    scored = [x for x in lesions if x.get("kind") not in ("aneurysm", "ectasia", "occlusion")]
     scored = [x for x in scored if MIN_PERCENT <= x["percent_diameter"] <= MAX_PERCENT]
     by_name = {branch.name: k for k, branch in enumerate(truth.branches) if branch.name}
     if not scored:
