@@ -35,8 +35,8 @@ def compare_features(
     the mean is the value, and the spread of half samples is that of the whole set (McCarthy, Rev. Int. Stat. Inst.
     1969), without the duplicates of a bootstrap, which would shrink every k-th neighbour. The floor is computed on
     disjoint halves of the real set, of the same size and so with the same bias. Features are standardised and
-    reduced to the first ``h // 5`` principal directions of both sets together: more dimensions than that measure the
-    sample, not the frames.
+    reduced to the first ``h // 5`` principal directions of both sets together, each scaled to unit variance: more
+    dimensions than that measure the sample, not the frames.
 
     Args:
         real: ``(n, d)`` features of real frames, n at least 20.
@@ -98,5 +98,6 @@ def _figures(real: np.ndarray, other: np.ndarray, k: int) -> dict[str, float]:
 def _standardiser(features: np.ndarray, dimensions: int):
     mean, deviation = features.mean(0), features.std(0)
     scale = np.where(deviation > 1e-9, 1 / np.maximum(deviation, 1e-9), 0.0)
-    _, _, vt = np.linalg.svd((features - mean) * scale, full_matrices=False)
-    return lambda x: (x - mean) * scale @ vt[:dimensions].T
+    _, spread, vt = np.linalg.svd((features - mean) * scale, full_matrices=False)
+    unit = np.sqrt(len(features)) / np.maximum(spread[:dimensions], 1e-9 * max(spread[0], 1e-9))
+    return lambda x: (x - mean) * scale @ vt[:dimensions].T * unit
