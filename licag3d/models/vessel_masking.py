@@ -166,13 +166,13 @@ def masked_losses(
 
 
 class TinySegmentor(nn.Module):
-    """S: a small convolutional segmentor (0.2 M), image ``(n, 1, h, w)`` in 0..1 to vessel logits of the same shape.
+    """S: a small convolutional segmentor (0.12 M), image ``(n, 1, h, w)`` in 0..1 to vessel logits of the same shape.
 
     Its first step folds 2 x 2 pixels into channels, so that no convolution runs at full resolution: S runs twice per
     training step. Sides must be multiples of 8.
     """
 
-    def __init__(self, width: int = 24) -> None:
+    def __init__(self, width: int = 16) -> None:
         super().__init__()
         self.width = width
         w1, w2, w3 = width, 2 * width, 4 * width
