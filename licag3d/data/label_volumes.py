@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from licag3d.errors import InputError
 from licag3d.vessels.volume import Volume
 
 #: A heart at 0.25 mm has 0.4e9 voxels; what claims more is damaged or no heart.
-MAX_VOXELS = 500_000_000
+MAX_VOXELS, MAX_BYTES = 500_000_000, 4 * 2**30
 #: Voxel size that can show a coronary artery, mm, and the largest ratio of its sides.
 SPACING_MM, MAX_ANISOTROPY = (0.1, 2.5), 8.0
 MAX_LABELS = 64
@@ -125,6 +126,8 @@ def _read_image(path: Path):
         _check_affine(reader_spacing, np.asarray(reader.GetDirection()), len(reader.GetSize()), label)
         if len(reader.GetSize()) > 3:
             reader.SetExtractSize(size + [0] * (len(reader.GetSize()) - 3))
+        if _kind(path) == "NIfTI":
+            _check_length(path, math.prod(size))
         return reader.Execute()
 
 
@@ -186,6 +189,35 @@ def _check_header(path: Path) -> None:
         raise InputError(
             f"{path.name}: {'a gzip file must end in .nii.gz' if packed else 'not a gzip file'}; rename it"
         )
+
+
+def _check_length(path: Path, voxels: int) -> None:
+    """Refuse a NIfTI file that ends early: its reader would take what is missing for background."""
+    import gzip
+
+    packed = path.name.lower().endswith(".gz")
+    with gzip.open(path) if packed else open(path, "rb") as file:
+        head = file.read(544)
+        order = "<" if head[:4] in (b"\x5c\x01\0\0", b"\x1c\x02\0\0") else ">"
+        second = struct.unpack(order + "i", head[:4])[0] == 540
+        bits = struct.unpack_from(order + "h", head, 14 if second else 72)[0]
+        offset = (
+            struct.unpack_from(order + "q", head, 168)[0] if second else struct.unpack_from(order + "f", head, 108)[0]
+        )
+        wanted = int(offset) + voxels * bits // 8 if 0 <= offset < 2**31 and 0 < bits <= 64 else 0
+        if not 0 < wanted <= MAX_BYTES:
+            raise InputError(
+                f"{path.name}: {bits} bits per voxel from byte {offset:g} on: the header is damaged, or the "
+                f"volume has more than {MAX_BYTES / 2**30:.0f} GiB"
+            )
+        there = len(head)
+        if packed:  # the length of a packed file shows only by unpacking it
+            while there < wanted and (part := file.read(min(1 << 22, wanted - there))):
+                there += len(part)
+        else:
+            there = path.stat().st_size
+    if there < wanted:
+        raise InputError(f"{path.name}: the file is truncated: {there} of {wanted} bytes; copy or export it again")
 
 
 def _label_values(array: np.ndarray, label: str) -> list[int]:
