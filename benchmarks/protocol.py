@@ -83,7 +83,7 @@ class Split:
 
     @property
     def cases(self) -> tuple[CaseId, ...]:
-        """All cases; first one of every cell, then a second of every cell. The cells come mixed and the even ones first,
+        """All cases; first one of every cell, then a second of every cell. The cells come mixed, the even ones first,
         so that an unfinished run is balanced as well."""
         mixed = sorted(self.cells, key=lambda cell: (not cell.even, 7 * cell.number % _CELLS, cell.track))
         return tuple(

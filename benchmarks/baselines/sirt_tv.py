@@ -23,7 +23,7 @@ SIRT_ITERATIONS, TV_ITERATIONS = 20, 20
 #: Weight of the total variation against the weighted squared misfit, in units of the attenuation wished for.
 TV_WEIGHT = 1e-4
 #: Threshold as a share of the attenuation of a well opacified place (benchmarks.volumes.robust_peak).
-SIRT_LEVEL, TV_LEVEL = 0.15, 0.15
+SIRT_LEVEL, TV_LEVEL = 0.2, 0.2
 
 
 def reconstruct_sirt(inputs: Inputs, *, iterations: int = SIRT_ITERATIONS, level: float = SIRT_LEVEL) -> Result:

@@ -22,7 +22,7 @@ SPACING_MM = 1.0
 STEPS, START_STEPS = 30, 3
 LEARNING_RATE = 0.01  # 1/mm a step at first, down to a tenth
 TV_PRICE, L1_PRICE = 0.02, 0.05
-LEVEL = 0.15
+LEVEL = 0.25
 
 
 def reconstruct(inputs: Inputs, *, steps: int = STEPS, level: float = LEVEL) -> Result:
