@@ -19,15 +19,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from licag3d.errors import InputError
 from licag3d.phantom.heart import Heart
+from licag3d.phantom.tubes import Line
 from licag3d.structures import VesselTree
+
+if TYPE_CHECKING:
+    from licag3d.phantom.xray import Surroundings
 
 #: Phase of end-systole.
 END_SYSTOLE = 0.36
+#: How far the heart goes down with a breath, relative to the diaphragm.
+_HEART_PER_DIAPHRAGM = 0.6
+#: Kinds of devices (``licag3d.phantom.devices``) that the heart carries with it.
+_ON_THE_HEART = ("pacing wire", "lead", "shock coil", "clip", "valve ring")
 #: Share of the full contraction over the phase: ejection, fast filling, diastasis (the rest period in which one
 #: images), atrial kick.
 _CONTRACTION = (
@@ -245,22 +254,40 @@ def move_tree(
     )
 
 
-def move_heart(heart: Heart, phase: float, motion: Motion) -> tuple[Heart, np.ndarray]:
-    """The silhouette of the heart at a phase: shorter and narrower half axes, and by how much its ring has gone down
-    ``(3,)`` mm. Only for the shadow of the heart; vessels move by :func:`displacement_mm`.
+def move_surroundings(surroundings: Surroundings, phase: float, respiration_mm: float, motion: Motion) -> Surroundings:
+    """What lies around the tree at a phase and a depth of breath.
+
+    Leads, clips and valve rings go with the heart; bones and body stay. The heart gets narrower (its apex and the roof
+    of the atria stay where they are), and the domes of the diaphragm go further down than the heart (Wang et al., Magn.
+    Reson. Med. 1995;33:713: the heart by 0.6 of the diaphragm). Catheter, wire and what hangs on the vessels follow the
+    tree that is rendered.
     """
-    share = float(contraction(phase))
-    mean = 0.5 * (motion.descent_left_mm + motion.descent_right_mm)
-    narrow = 1.0 - 0.8 * share * motion.radial
-    return replace(
-        heart,
-        apical_mm=heart.apical_mm - 0.92 * share * mean,
-        basal_mm=heart.basal_mm + 0.5 * share * mean,  # the atria fill meanwhile
-        up_mm=heart.up_mm * narrow,
-        down_mm=heart.down_mm * narrow,
-        right_mm=heart.right_mm * narrow,
-        left_mm=heart.left_mm * narrow,
-    ), share * mean * motion.apex
+    if np.mod(phase, 1.0) == 0 and respiration_mm == 0:
+        return surroundings
+
+    def moved(line: Line) -> Line:
+        return replace(line, points_lps_mm=move_points(line.points_lps_mm, phase, respiration_mm, motion))
+
+    on_heart = [line for device in surroundings.devices if device.kind in _ON_THE_HEART for line in device.lines]
+    known = np.concatenate([line.points_lps_mm for line in on_heart]) if on_heart else np.zeros((0, 3))
+    devices = []
+    for device in surroundings.devices:
+        goes = device.kind in _ON_THE_HEART
+        if device.kind == "electrode" and len(known):  # those on a lead, not those on the skin
+            first = device.lines[0].points_lps_mm[0]
+            goes = np.linalg.norm(known - first, axis=1).min() < 2.0
+        devices.append(replace(device, lines=tuple(moved(line) for line in device.lines)) if goes else device)
+    thorax = surroundings.thorax
+    heart, great, right_dome, left_dome, *others = thorax.solid  # in this order: licag3d.phantom.thorax.Thorax
+    narrow = 1.0 - 0.8 * float(contraction(phase)) * motion.radial
+    down = np.array((0.0, -motion.breath_forward, -1.0)) * respiration_mm
+    heart = replace(heart, centre=heart.centre + down, shape=heart.shape / np.array((1.0, narrow, narrow)))
+    domes = [
+        replace(dome, centre=dome.centre + (0.0, 0.0, -respiration_mm / _HEART_PER_DIAPHRAGM))
+        for dome in (right_dome, left_dome)
+    ]
+    thorax = replace(thorax, solid=(heart, great, *domes, *others))
+    return replace(surroundings, thorax=thorax, devices=tuple(devices))
 
 
 def _breathe(points: np.ndarray, respiration_mm: float, motion: Motion) -> np.ndarray:

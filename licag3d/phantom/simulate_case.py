@@ -3,24 +3,38 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from licag3d.errors import InputError
 from licag3d.geometry import Camera
 from licag3d.phantom import views as view_choice
 from licag3d.phantom.anatomy import sample_patient, sample_tree
+from licag3d.phantom.case_settings import check_settings, check_tree, recorded, view_phases
+from licag3d.phantom.filling import Filling, filled_time_s, opacity_at, sample_filling
+from licag3d.phantom.motion import Motion, motion_of_tree, move_surroundings, move_tree, sample_motion
 from licag3d.phantom.thorax import sample_thorax
-from licag3d.phantom.xray import Exposure, render_frame, sample_surroundings
+from licag3d.phantom.xray import Exposure, Surroundings, render_frame, sample_surroundings
 from licag3d.structures import VesselTree
+
+__all__ = ["Case", "Patient", "ViewTruth", "check_settings", "simulate_case"]
 
 
 @dataclass(frozen=True)
 class ViewTruth:
-    """One view: ``true_camera`` with its offset, ``user_camera`` without; ``image`` uint8, ``measured`` float32 (minus
-    log of the detected intensity), ``line_integral`` float32 (p = mu x path length of the vessels, no unit) and
-    ``mask`` bool, all ``(rows, cols)``."""
+    """One view: ``true_camera`` with its offset, ``user_camera`` without; ``image`` uint8 (uint16 above 8 bits),
+    ``measured`` float32 (minus log of the detected intensity), ``line_integral`` float32 (p = mu x path length of the
+    vessels, no unit) and ``mask`` bool, all ``(rows, cols)``.
+
+    Args:
+        devices: ``(rows, cols)`` bool, pixels whose ray meets a catheter, a wire or another device.
+        tree: the tree at the moment of this view where it is not that of the case (another phase or breath), else None.
+        phase: cardiac phase, 0 end-diastole; ``respiration_mm`` how far the heart has gone down with the breath.
+        opacity: relative iodine concentration by branch id and sample; None where everything is filled.
+        contrast_free_image, contrast_free_measured: the same moment with kappa times the contrast, where asked for.
+        twigs: ``(rows, cols)`` bool, pixels of vessels too fine for any truth, or None (flat background).
+    """
 
     true_camera: Camera
     user_camera: Camera
@@ -28,14 +42,35 @@ class ViewTruth:
     measured: np.ndarray
     line_integral: np.ndarray
     mask: np.ndarray
+    devices: np.ndarray | None = None
+    tree: VesselTree | None = None
+    phase: float = 0.0
+    respiration_mm: float = 0.0
+    opacity: dict[int, np.ndarray] | None = None
+    contrast_free_image: np.ndarray | None = None
+    contrast_free_measured: np.ndarray | None = None
+    twigs: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Patient:
+    """What a case is rendered from, so that a cine of it can be: the tree at end-diastole and end-expiration, how the
+    heart moves, the exposure, what surrounds the tree (None: flat background) and the injection."""
+
+    tree: VesselTree
+    motion: Motion
+    exposure: Exposure
+    surroundings: Surroundings | None
+    filling: Filling
 
 
 @dataclass(frozen=True)
 class Case:
     """A simulated case. Views are in order; the first is the reference view with offset zero.
 
-    ``tree`` is the truth in LPS mm, origin at the isocentre of the first view. ``held_out`` views have true cameras
-    with offset zero and are never shown to a method. ``mu_per_mm`` is the attenuation of the opacified blood.
+    ``tree`` is the truth in LPS mm at the moment of view 1, origin at the isocentre of that view. ``held_out`` views
+    show the same moment, have true cameras with offset zero and are never shown to a method. ``mu_per_mm`` is the
+    attenuation of the opacified blood. ``lesions`` are those of ``licag3d.phantom.disease``.
     """
 
     seed: int
@@ -45,6 +80,8 @@ class Case:
     held_out: tuple[ViewTruth, ...]
     mu_per_mm: float
     settings: dict
+    lesions: tuple = ()
+    patient: Patient | None = field(default=None, repr=False)
 
     @property
     def true_cameras(self) -> list[Camera]:
@@ -58,7 +95,7 @@ class Case:
 
     @property
     def images(self) -> list[np.ndarray]:
-        """Display images ``(rows, cols)`` uint8, vessels dark."""
+        """Display images ``(rows, cols)`` uint8 (uint16 above 8 bits), vessels dark."""
         return [view.image for view in self.views]
 
     @property
@@ -70,6 +107,11 @@ class Case:
     def masks(self) -> list[np.ndarray]:
         """True vessel masks ``(rows, cols)`` bool."""
         return [view.mask for view in self.views]
+
+    @property
+    def trees(self) -> list[VesselTree]:
+        """The tree at the moment of every view."""
+        return [self.tree if view.tree is None else view.tree for view in self.views]
 
 
 def simulate_case(
@@ -85,20 +127,45 @@ def simulate_case(
     cols: int = 512,
     isocentre_distance_mm: float = 20.0,
     held_out: int = 1,
+    disease: str = "none",
+    twigs: bool = False,
+    tree: VesselTree | None = None,
+    phases: str | Sequence[float] = "same",
+    respiration_mm: float = 0.0,
+    kappa: float | None = None,
+    filling: str = "full",
+    time_s: float | None = None,
+    bits: int = 8,
+    angles: str = "working",
+    distance_jitter_mm: float = 0.0,
+    distance_error_mm: float = 0.0,
 ) -> Case:
     """Simulate one case; the same arguments give the same case bit for bit.
 
     The tree, angles, geometry and directions of the errors depend on ``seed``, ``artery`` and ``separation_deg`` only:
-    changing ``offset_mm``, ``angle_error_deg`` or ``background`` changes nothing else.
+    changing ``offset_mm``, ``angle_error_deg``, ``distance_error_mm``, ``background``, ``kappa`` or ``bits`` changes
+    nothing else. Every further effect draws from a stream of its own.
 
     Args:
         seed: not negative. artery: ``rca`` or ``lca``.
         views: 1 to 4 views; each after the first lies ``separation_deg`` from it.
-        offset_mm: length of the random offset of every view but the first.
+        offset_mm: length of the random offset (the table) of every view but the first.
         angle_error_deg: size of the reading error of the angles of every view (norm over both angles).
         background: ``flat`` (uniform, noise) or ``full`` (thorax, catheter, scatter, blur, noise, display).
         isocentre_distance_mm: the centre of the tree lies within this distance of the isocentre, along each axis.
         held_out: number of views that no method sees.
+        disease: ``none`` or ``random``; ``twigs`` adds the vessels below 0.7 mm. Both as in ``sample_tree``.
+        tree: a tree from elsewhere (CT labels) instead of a sampled one; ``disease`` is then put on it.
+        phases: ``same`` (all views at end-diastole), ``different`` (the first at end-diastole, the others anywhere in
+            the beat) or one cardiac phase per view.
+        respiration_mm: every view but the first shows the heart this much lower or higher by breathing.
+        kappa: share of the contrast left in the contrast-free frame of the same moment, 0..1; None makes none.
+        filling: ``full`` (contrast everywhere) or ``random`` (each view at a moment of its own between inflow and
+            washout); ``time_s`` fixes that moment for all views, in s after the contrast left the catheter.
+        bits: grey levels of the images, 8, 10, 12 or 16 bits.
+        angles: ``working`` views of operators or ``free`` angles within reach of a C-arm.
+        distance_jitter_mm: every view has its own SID and SOD, this far from the common ones (norm over both).
+        distance_error_mm: size of the reading error of SID and SOD in the user's cameras (norm over both).
 
     Raises:
         InputError: a value out of range.
@@ -113,39 +180,131 @@ def simulate_case(
         "cols": cols,
         "isocentre_distance_mm": isocentre_distance_mm,
         "held_out": held_out,
+        "disease": disease,
+        "twigs": twigs,
+        "phases": phases,
+        "respiration_mm": respiration_mm,
+        "kappa": kappa,
+        "filling": filling,
+        "time_s": time_s,
+        "bits": bits,
+        "angles": angles,
+        "distance_jitter_mm": distance_jitter_mm,
+        "distance_error_mm": distance_error_mm,
     }
     check_settings(seed=seed, artery=artery, **settings)
-    rng = np.random.default_rng([int(seed), 10 + ("rca", "lca").index(artery), round(1000 * separation_deg)])
-    tree, heart_centre = _placed(sample_tree(seed, artery), rng.uniform(-1, 1, 3) * isocentre_distance_mm)
+    settings = recorded(settings)
+    seed = int(seed)
+    rng = np.random.default_rng([seed, 10 + ("rca", "lca").index(artery), round(1000 * separation_deg)])
+    rest, lesions = _sampled_tree(seed, artery, tree, disease, twigs)
+    rest, move = _placed(rest, rng.uniform(-1, 1, 3) * isocentre_distance_mm)
+    heart = sample_patient(seed).heart
+    if tree is None:
+        heart_centre = move
+        motion = sample_motion(np.random.default_rng([seed, 62]), heart, heart_centre)
+    else:
+        motion = motion_of_tree(rest)
+        heart_centre = motion.centre_mm
     geometry = view_choice.choose_geometry(rng)
-    angles = view_choice.choose_angles(rng, artery, views, separation_deg)
-    offsets = [np.zeros(3)] + [offset_mm * view_choice.random_direction(rng) for _ in angles[1:]]
-    true = [view_choice.make_camera(a, geometry, rows, cols, o) for a, o in zip(angles, offsets, strict=True)]
-    hidden = [view_choice.make_camera(a, geometry, rows, cols) for a in _held_out_angles(rng, angles, held_out)]
-    points = np.concatenate([branch.points_lps_mm for branch in tree.branches])
+    chosen = view_choice.choose_angles(rng, artery, views, separation_deg, free=angles == "free")
+    offsets = [np.zeros(3)] + [offset_mm * view_choice.random_direction(rng) for _ in chosen[1:]]
+    true = [view_choice.make_camera(a, geometry, rows, cols, o) for a, o in zip(chosen, offsets, strict=True)]
+    hidden = [view_choice.make_camera(a, geometry, rows, cols) for a in _held_out_angles(rng, chosen, held_out)]
+    if distance_jitter_mm > 0:
+        jitter = np.random.default_rng([seed, 21])
+        true = [view_choice.with_other_distances(camera, jitter, distance_jitter_mm) for camera in true]
+    moments = _moments(seed, views, phases, respiration_mm) + [None] * held_out
+    moments = [moments[0] if moment is None else moment for moment in moments]
+    trees = [move_tree(rest, *moment, motion=motion) for moment in moments]
+    points = np.concatenate([b.points_lps_mm for t in _distinct(trees, moments) for b in t.branches])
     spacing = view_choice.fit_spacing(true + hidden, points)
     true, hidden = ([view_choice.with_spacing(camera, spacing) for camera in group] for group in (true, hidden))
-    reading = np.random.default_rng([int(seed), 20, round(1000 * separation_deg)])
+    reading = np.random.default_rng([seed, 20, round(1000 * separation_deg)])
     user = [view_choice.as_read(camera, reading, angle_error_deg) for camera in true]
-    exposure = Exposure.sample(np.random.default_rng([int(seed), 30]))
+    if distance_error_mm > 0:
+        distances = np.random.default_rng([seed, 22])
+        user = [view_choice.with_other_distances(camera, distances, distance_error_mm) for camera in user]
+    exposure = Exposure.sample(np.random.default_rng([seed, 30]))
     surroundings = None
     if background == "full":
-        chest = np.random.default_rng([int(seed), 50])
-        thorax = sample_thorax(chest, sample_patient(seed).heart, heart_centre)
-        surroundings = sample_surroundings(chest, tree, thorax)
-    frames = [
-        render_frame(tree, camera, exposure, surroundings, seed=[int(seed), 40, k])
-        for k, camera in enumerate(true + hidden)
-    ]
-    made = [
-        ViewTruth(camera, read, frame.image, frame.measured, frame.line_integral, frame.mask)
-        for camera, read, frame in zip(true + hidden, user + hidden, frames, strict=True)
-    ]
-    return Case(int(seed), artery, tree, tuple(made[:views]), tuple(made[views:]), exposure.mu_per_mm, settings)
+        chest = np.random.default_rng([seed, 50])
+        thorax = sample_thorax(chest, heart, heart_centre)
+        surroundings = sample_surroundings(chest, rest, thorax)
+    flow = np.random.default_rng([seed, 63])
+    injection = sample_filling(flow, artery, period_s=float(flow.uniform(0.7, 1.0)))
+    patient = Patient(rest, motion, exposure, surroundings, injection)
+    times = _times(seed, patient, views, filling, time_s) + [None] * held_out
+    made = []
+    for k, (camera, moment, shown) in enumerate(zip(true + hidden, moments, trees, strict=True)):
+        time = times[k] if k < views else times[0]
+        opacity = None if time is None else opacity_at(rest, time, injection)
+        around = None if surroundings is None else move_surroundings(surroundings, *moment, motion)
+        frame = render_frame(
+            shown, camera, exposure, around, seed=[seed, 40, k], opacity=opacity, kappa=kappa, bits=bits
+        )
+        made.append(
+            ViewTruth(
+                camera,
+                (user + hidden)[k],
+                frame.image,
+                frame.measured,
+                frame.line_integral,
+                frame.mask,
+                frame.devices,
+                None if moment == moments[0] else shown,
+                *moment,
+                opacity,
+                frame.contrast_free_image,
+                frame.contrast_free_measured,
+                frame.twigs,
+            )
+        )
+    return Case(
+        seed, artery, trees[0], tuple(made[:views]), tuple(made[views:]), exposure.mu_per_mm, settings, lesions, patient
+    )
+
+
+def _sampled_tree(
+    seed: int, artery: str, tree: VesselTree | None, disease: str, twigs: bool
+) -> tuple[VesselTree, tuple]:
+    """The tree at end-diastole and its lesions."""
+    extra = {"twigs": True} if twigs else {}
+    if tree is not None:
+        check_tree(tree)
+    healthy = sample_tree(seed, artery, **extra) if tree is None else tree
+    if disease == "none":
+        return healthy, ()
+    from licag3d.phantom.disease import sample_disease
+
+    return sample_disease(seed, artery, healthy)
+
+
+def _moments(
+    seed: int, views: int, phases: str | Sequence[float], respiration_mm: float
+) -> list[tuple[float, float] | None]:
+    """Cardiac phase and respiration in mm of every view."""
+    signs = np.random.default_rng([seed, 61]).choice((-1.0, 1.0), views)
+    depth = [0.0] + [float(respiration_mm * sign) for sign in signs[1:]]
+    return list(zip(view_phases(phases, views, np.random.default_rng([seed, 60])), depth, strict=True))
+
+
+def _times(seed: int, patient: Patient, views: int, filling: str, time_s: float | None) -> list[float | None]:
+    """When every view was taken, s after the contrast left the catheter; None where the tree is filled throughout."""
+    if time_s is not None:
+        return [float(time_s)] * views
+    if filling == "full":
+        return [None] * views
+    best = filled_time_s(patient.tree, patient.filling)
+    rng = np.random.default_rng([seed, 64])
+    return [float(time) for time in rng.uniform(0.35 * best, patient.filling.duration_s + 0.6, views)]
+
+
+def _distinct(trees: list[VesselTree], moments: list) -> list[VesselTree]:
+    return [tree for k, tree in enumerate(trees) if moments[k] not in moments[:k]]
 
 
 def _placed(tree: VesselTree, centre_mm: np.ndarray) -> tuple[VesselTree, np.ndarray]:
-    """The tree with the middle of its bounding box at ``centre_mm``, and where its heart has its centre then."""
+    """The tree with the middle of its bounding box at ``centre_mm``, and how far it was moved for that."""
     points = np.concatenate([branch.points_lps_mm for branch in tree.branches])
     move = centre_mm - 0.5 * (points.min(0) + points.max(0))
     return VesselTree(
@@ -164,41 +323,3 @@ def _held_out_angles(
         ]
         chosen.append(max(draws, key=lambda draw: min(view_choice.angle_between_deg(draw, other) for other in chosen)))
     return chosen[len(angles) :]
-
-
-def check_settings(
-    *,
-    seed: int = 0,
-    artery: str = "rca",
-    views: int = 2,
-    separation_deg: float = 60.0,
-    offset_mm: float = 0.0,
-    angle_error_deg: float = 0.0,
-    background: str = "flat",
-    rows: int = 512,
-    cols: int = 512,
-    isocentre_distance_mm: float = 20.0,
-    held_out: int = 1,
-) -> None:
-    """Refuse settings out of range.
-
-    Raises:
-        InputError: naming the setting, its value and the range.
-    """
-    if artery not in ("rca", "lca"):
-        raise InputError(f"artery is '{artery}'; choose rca or lca")
-    if background not in ("flat", "full"):
-        raise InputError(f"background is '{background}'; choose flat or full")
-    for name, value, low, high, unit in (
-        ("seed", seed, 0, 2**32 - 1, ""),
-        ("number of views", views, 1, 4, ""),
-        ("separation", separation_deg, 20, 110, " degrees"),
-        ("offset", offset_mm, 0, 80, " mm"),
-        ("angle error", angle_error_deg, 0, 10, " degrees"),
-        ("number of rows", rows, 64, 2048, ""),
-        ("number of columns", cols, 64, 2048, ""),
-        ("distance from the isocentre", isocentre_distance_mm, 0, 80, " mm"),
-        ("number of held-out views", held_out, 0, 4, ""),
-    ):
-        if not low <= value <= high:  # also catches NaN
-            raise InputError(f"{name} is {value}; give {low} to {high}{unit}")

@@ -34,20 +34,21 @@ class Geometry:
 
 
 def choose_angles(
-    rng: np.random.Generator, artery: str, views: int, separation_deg: float
+    rng: np.random.Generator, artery: str, views: int, separation_deg: float, *, free: bool = False
 ) -> list[tuple[float, float]]:
     """Angles ``(primary, secondary)`` in degrees: the first a working view, each next ``separation_deg`` from the
     first.
 
     The next views are, among the reachable directions at that separation, close to working views. From the third view
-    on they also keep at least half the separation from one another.
+    on they also keep at least half the separation from one another. With ``free`` any direction within reach may be
+    drawn, whether operators use it or not.
 
     Raises:
         InputError: the separation cannot be reached.
     """
-    table = WORKING_VIEWS[artery]
     for _ in range(200):
-        first = np.asarray(table[rng.integers(len(table))]) + rng.uniform(-5, 5, 2)
+        table = _free_views(rng) if free else WORKING_VIEWS[artery]
+        first = np.asarray(table[rng.integers(len(table))]) + (0.0 if free else rng.uniform(-5, 5, 2))
         chosen = [(float(first[0]), float(first[1]))]
         while len(chosen) < views:
             turns = rng.uniform(0, 2 * np.pi, 96)
@@ -71,6 +72,12 @@ def choose_angles(
         f"no {views} views {separation_deg:g} degrees from the first within reach of a C-arm; use a separation "
         "from 20 to 110 degrees and at most 4 views"
     )
+
+
+def _free_views(rng: np.random.Generator) -> list[tuple[float, float]]:
+    primary = rng.uniform(-PRIMARY_LIMIT_DEG, PRIMARY_LIMIT_DEG, 32)
+    secondary = rng.uniform(-SECONDARY_LIMIT_DEG, SECONDARY_LIMIT_DEG, 32)
+    return [(float(a), float(b)) for a, b in zip(primary, secondary, strict=True)]
 
 
 def choose_geometry(rng: np.random.Generator) -> Geometry:
@@ -133,6 +140,21 @@ def as_read(camera: Camera, rng: np.random.Generator, angle_error_deg: float) ->
         secondary_deg=camera.secondary_deg + angle_error_deg * np.sin(turn),
         offset_lps_mm=(0.0, 0.0, 0.0),
     )
+
+
+def with_other_distances(camera: Camera, rng: np.random.Generator, size_mm: float) -> Camera:
+    """The same view with SID and SOD changed in a random direction by ``size_mm`` (norm over both).
+
+    Raises:
+        InputError: the detector would not lie behind the isocentre.
+    """
+    turn = rng.uniform(0, 2 * np.pi)
+    sid_mm, sod_mm = camera.sid_mm + size_mm * np.cos(turn), camera.sod_mm + size_mm * np.sin(turn)
+    if sid_mm <= sod_mm + 20 or sod_mm < 200:
+        raise InputError(
+            f"distances changed by {size_mm:g} mm give SID {sid_mm:.0f} mm and SOD {sod_mm:.0f} mm; change them by less"
+        )
+    return replace(camera, sid_mm=float(sid_mm), sod_mm=float(sod_mm))
 
 
 def random_direction(rng: np.random.Generator) -> np.ndarray:

@@ -15,8 +15,8 @@ from licag3d.phantom.motion import (
     contraction,
     displacement_mm,
     motion_of_tree,
-    move_heart,
     move_points,
+    move_surroundings,
     move_tree,
     sample_motion,
 )
@@ -147,12 +147,44 @@ def test_a_tree_without_a_known_heart_moves_alike(trees):
         motion_of_tree(VesselTree())
 
 
-def test_the_shadow_of_the_heart_gets_smaller():
-    heart, motion = sample_patient(3).heart, motion_of(3)
-    small, down = move_heart(heart, END_SYSTOLE, motion)
-    assert small.up_mm < heart.up_mm and small.apical_mm < heart.apical_mm and down @ motion.apex > 5
-    same, still = move_heart(heart, 0.0, motion)
-    assert same.apical_mm == pytest.approx(heart.apical_mm) and np.allclose(still, 0)
+def test_heart_shadow_domes_and_devices_move_and_bones_stay(trees):
+    """In the picture: breathing in lowers the domes, systole narrows the heart, the catheter goes with the ostium."""
+    from licag3d.geometry import Camera
+    from licag3d.phantom.thorax import sample_thorax, thorax_integral
+    from licag3d.phantom.xray import sample_surroundings
+
+    tree, motion = trees[(3, "lca")], motion_of(3)
+    thorax = sample_thorax(np.random.default_rng(1), sample_patient(3).heart, np.zeros(3))
+    rest = sample_surroundings(np.random.default_rng(1), tree, thorax)
+    assert move_surroundings(rest, 0.0, 0.0, motion) is rest
+    camera = Camera(0, 0, sid_mm=1000, sod_mm=750, spacing_row_mm=4, spacing_col_mm=4, rows=96, cols=96)
+    before = thorax_integral(rest.thorax, camera)
+    inspired = thorax_integral(move_surroundings(rest, 0.0, 15.0, motion).thorax, camera)
+    systole = thorax_integral(move_surroundings(rest, END_SYSTOLE, 0.0, motion).thorax, camera)
+    assert inspired.sum() < before.sum() - 1 and systole.sum() < before.sum() - 1  # more lung in the beam
+    assert np.array_equal(
+        rest.thorax.ribs[0].points_lps_mm, move_surroundings(rest, 0.3, 9.0, motion).thorax.ribs[0].points_lps_mm
+    )
+
+
+def test_leads_go_with_the_heart_and_skin_electrodes_stay(trees):
+    from licag3d.phantom.devices import Device
+    from licag3d.phantom.thorax import sample_thorax
+    from licag3d.phantom.tubes import Line
+    from licag3d.phantom.xray import sample_surroundings
+
+    tree, motion = trees[(3, "lca")], motion_of(3)
+    thorax = sample_thorax(np.random.default_rng(1), sample_patient(3).heart, np.zeros(3))
+    rest = sample_surroundings(np.random.default_rng(1), tree, thorax)
+    way = 30 * motion.right + np.linspace(0, 60, 30)[:, None] * motion.apex
+    lead, tip = (Line(points, np.ones(len(points))) for points in (way, way[-4:]))
+    skin = Line(way[:3] - (0, 110, 0), np.ones(3))
+    kinds = (("lead", lead), ("electrode", tip), ("electrode", skin), ("sternal wire", lead))
+    rest = replace(rest, devices=tuple(Device(kind, (line,), 0.1) for kind, line in kinds))
+    moved = [device.lines[0].points_lps_mm for device in move_surroundings(rest, END_SYSTOLE, 3.0, motion).devices]
+    assert np.linalg.norm(moved[0] - way, axis=1).max() > 5
+    np.testing.assert_allclose(moved[1], moved[0][-4:])
+    assert np.array_equal(moved[2], skin.points_lps_mm) and np.array_equal(moved[3], way)
 
 
 @pytest.mark.parametrize("phase, respiration", [(np.nan, 0), (np.inf, 0), (0.2, 50), (0.2, np.nan)])

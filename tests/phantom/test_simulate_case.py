@@ -8,8 +8,11 @@ import pytest
 
 from licag3d.errors import InputError
 from licag3d.geometry import view_angle_deg
+from licag3d.phantom.anatomy import sample_tree
+from licag3d.phantom.motion import move_tree
 from licag3d.phantom.simulate_case import simulate_case
 from licag3d.phantom.views import MARGIN, PRIMARY_LIMIT_DEG, SECONDARY_LIMIT_DEG, choose_angles
+from licag3d.structures import Branch, VesselTree
 
 
 @pytest.fixture(scope="module", params=["rca", "lca"])
@@ -106,7 +109,128 @@ def test_offset_and_background_change_nothing_else(case):
 
 @pytest.mark.parametrize("wrong", [
     {"separation_deg": 0}, {"separation_deg": float("nan")}, {"offset_mm": -1}, {"views": 0}, {"views": 5},
-    {"angle_error_deg": 11}, {"background": "none"}, {"rows": 10}, {"held_out": -1}, {"isocentre_distance_mm": 500}])
+    {"angle_error_deg": 11}, {"background": "none"}, {"rows": 10}, {"held_out": -1}, {"isocentre_distance_mm": 500},
+    {"kappa": 1.1}, {"kappa": float("nan")}, {"bits": 11}, {"phases": "odd"}, {"phases": (0.1,)}, {"phases": (0, 2)},
+    {"respiration_mm": -1}, {"disease": "some"}, {"filling": "half"}, {"time_s": -1}, {"angles": "any"},
+    {"distance_error_mm": -1}, {"distance_jitter_mm": float("inf")}])
 def test_settings_out_of_range_are_refused_by_name(wrong):
     with pytest.raises(InputError, match="give|choose"):
         simulate_case(0, "rca", **wrong)
+
+
+SMALL = {"rows": 96, "cols": 96, "held_out": 0}
+
+
+def test_views_at_other_phases_show_the_moved_tree_and_change_nothing_else():
+    plain = simulate_case(3, "lca", **SMALL)
+    moved = simulate_case(3, "lca", phases="different", respiration_mm=6, **SMALL)
+    assert np.array_equal(points_of(plain), points_of(moved))
+    first, second = moved.views
+    assert first.tree is None and (first.phase, first.respiration_mm) == (0, 0)
+    assert 0.1 <= second.phase <= 0.9 and abs(second.respiration_mm) == 6
+    expected = move_tree(moved.tree, second.phase, second.respiration_mm, motion=moved.patient.motion)
+    for branch, shown in zip(expected.branches, moved.trees[1].branches, strict=True):
+        np.testing.assert_allclose(branch.points_lps_mm, shown.points_lps_mm, atol=1e-9)
+    for one, two in zip(plain.true_cameras, moved.true_cameras, strict=True):
+        assert (one.primary_deg, one.secondary_deg, one.sid_mm) == (two.primary_deg, two.secondary_deg, two.sid_mm)
+    # The picture shows the tree of its own moment, not that of the first view.
+    def covered(tree) -> float:
+        thick = np.concatenate([b.points_lps_mm[b.radius_mm > 1.2] for b in tree.branches])
+        col, row = np.rint(second.true_camera.project(thick)[0]).astype(int).T
+        return float(second.mask[row, col].mean())
+
+    assert covered(moved.trees[1]) > 0.98 and covered(moved.tree) < 0.9
+    given = simulate_case(3, "lca", phases=(0.36, 0.36), **SMALL)
+    assert given.views[0].phase == 0.36 and given.views[1].tree is None
+    assert np.abs(points_of(given) - points_of(plain)).max() > 3
+
+
+def test_every_moment_stays_in_the_picture():
+    case = simulate_case(5, "rca", phases=(0.0, 0.36), respiration_mm=10, separation_deg=40, **SMALL)
+    for view, tree in zip(case.views, case.trees, strict=True):
+        pixels, _ = view.true_camera.project(np.concatenate([b.points_lps_mm for b in tree.branches]))
+        assert pixels.min() > 0 and pixels.max() < 95
+
+
+def test_the_contrast_free_twin_has_kappa_of_the_contrast():
+    case = simulate_case(4, "rca", kappa=0.25, rows=192, cols=192, held_out=0)
+    view = case.views[0]
+    deep = view.line_integral > 0.5 * view.line_integral.max()
+    ratio = np.median(view.contrast_free_measured[deep]) / np.median(view.measured[deep])
+    assert ratio == pytest.approx(0.25, abs=0.08)
+    assert view.contrast_free_image.dtype == np.uint8
+    assert case.views[1].contrast_free_image is not None
+    plain = simulate_case(4, "rca", rows=192, cols=192, held_out=0)
+    assert np.array_equal(plain.images[0], case.images[0]) and plain.views[0].contrast_free_image is None
+
+
+def test_partial_filling_hides_what_is_not_filled():
+    early = simulate_case(4, "lca", time_s=0.3, **SMALL)
+    full = simulate_case(4, "lca", **SMALL)
+    assert np.array_equal(points_of(early), points_of(full))  # the truth is the whole tree
+    assert 0 < early.masks[0].sum() < 0.8 * full.masks[0].sum()
+    assert np.all(early.line_integrals[0] <= full.line_integrals[0] + 1e-5)
+    drawn = simulate_case(4, "lca", filling="random", **SMALL)
+    means = [np.concatenate(list(view.opacity.values())).mean() for view in drawn.views]
+    assert means[0] != means[1] and all(0.02 < mean <= 1 for mean in means)
+
+
+def test_distances_can_differ_by_view_and_be_misread():
+    plain = simulate_case(6, "rca", **SMALL)
+    case = simulate_case(6, "rca", distance_jitter_mm=30, distance_error_mm=10, **SMALL)
+    for base, true, user in zip(plain.true_cameras, case.true_cameras, case.user_cameras, strict=True):
+        assert np.hypot(true.sid_mm - base.sid_mm, true.sod_mm - base.sod_mm) == pytest.approx(30)
+        assert np.hypot(true.sid_mm - user.sid_mm, true.sod_mm - user.sod_mm) == pytest.approx(10)
+        assert (true.primary_deg, true.secondary_deg) == (base.primary_deg, base.secondary_deg)
+    assert case.true_cameras[0].sid_mm != case.true_cameras[1].sid_mm
+
+
+def test_free_angles_keep_separation_and_reach():
+    seen = []
+    for seed in range(4):
+        case = simulate_case(seed, "rca", angles="free", separation_deg=50, **SMALL)
+        assert view_angle_deg(*case.true_cameras) == pytest.approx(50, abs=1e-6)
+        seen += [(c.primary_deg, c.secondary_deg) for c in case.true_cameras]
+    assert all(abs(a) <= PRIMARY_LIMIT_DEG and abs(b) <= SECONDARY_LIMIT_DEG for a, b in seen)
+
+
+def test_deeper_images_have_more_levels_of_the_same_picture():
+    plain, deep = (simulate_case(2, "lca", bits=bits, background="full", **SMALL).images[0] for bits in (8, 12))
+    assert deep.dtype == np.uint16 and 255 < deep.max() <= 4095
+    assert np.abs(deep / 4095 * 255 - plain).max() < 0.6
+    assert len(np.unique(deep)) > 1.5 * len(np.unique(plain))
+
+
+def test_disease_is_on_record_and_in_the_radii():
+    for seed in range(60, 90):
+        case = simulate_case(seed, "rca", disease="random", views=1, rows=64, cols=64, held_out=0)
+        narrowed = [lesion for lesion in case.lesions if lesion.kind == "stenosis"]
+        if narrowed:
+            break
+    healthy = sample_tree(seed, "rca")
+    change = [
+        (a.radius_mm - b.radius_mm[: len(a.radius_mm)]).min()
+        for a, b in zip(case.tree.branches, healthy.branches, strict=False)
+        if a.name == b.name
+    ]
+    assert min(change) < -0.1
+
+
+def test_a_tree_from_elsewhere_is_used_as_it_is():
+    tree = sample_tree(8, "lca")
+    case = simulate_case(1, "lca", tree=tree, phases="different", background="full", **SMALL)
+    moves = [a.points_lps_mm - b.points_lps_mm for a, b in zip(case.tree.branches, tree.branches, strict=True)]
+    np.testing.assert_allclose(np.concatenate(moves), np.broadcast_to(moves[0][0], (sum(map(len, moves)), 3)))
+    assert all(np.array_equal(a.radius_mm, b.radius_mm) for a, b in zip(case.tree.branches, tree.branches, strict=True))
+
+
+@pytest.mark.parametrize("points, radius, words", [
+    (np.zeros((5, 3)), np.ones(5), "mm large"),
+    (np.linspace(0, 50, 15).reshape(5, 3), -np.ones(5), "radius of -1"),
+    (np.linspace(0, 50, 15).reshape(5, 3), np.full(5, np.nan), "radius of nan"),
+    (np.full((5, 3), np.inf), np.ones(5), "not finite"),
+    (np.linspace(0, 50, 15).reshape(5, 3), np.ones(4), "shape"),
+    (np.zeros((1, 3)), np.ones(1), "no branch")])
+def test_trees_from_elsewhere_that_cannot_be_rendered_are_refused(points, radius, words):
+    with pytest.raises(InputError, match=words):
+        simulate_case(1, "rca", tree=VesselTree((Branch(0, None, points, radius, "A"),)))

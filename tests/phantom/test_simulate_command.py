@@ -36,7 +36,8 @@ def test_folders_alternate_arteries_and_hold_the_layout(folder):
         "view_1.png", "view_2.png", "view_1.tif", "view_2.tif", "cameras.json", "truth/cameras.json", "truth/case.json",
         "truth/centerlines.json", "truth/view_1_mask.png", "truth/view_2_mask.png", "truth/view_1_projection.tif",
         "truth/view_2_projection.tif", "truth/held_out/cameras.json", "truth/held_out/view_1.png",
-        "truth/held_out/view_1_mask.png", "truth/held_out/view_1_projection.tif"}
+        "truth/held_out/view_1_mask.png", "truth/held_out/view_1_projection.tif", "truth/view_1_devices.png",
+        "truth/view_2_devices.png", "truth/held_out/view_1_devices.png"}
 
 
 def test_files_hold_what_the_function_returns(folder):
@@ -91,11 +92,72 @@ def test_mesh_and_labels_are_written_and_agree_with_the_tree(tmp_path):
 
 @pytest.mark.parametrize("flags", [
     ["--cases", "0"], ["--seed", "-3"], ["--separation", "0"], ["--separation", "nan"], ["--offset-mm", "-5"],
-    ["--views", "0"], ["--artery", "left"], ["--size", "9"], ["--background", "sky"], ["--cases", "two"]])
+    ["--views", "0"], ["--artery", "left"], ["--size", "9"], ["--background", "sky"], ["--cases", "two"],
+    ["--kappa", "1.5"], ["--kappa", "-0.1"], ["--kappa", "nan"], ["--bits", "9"], ["--phases", "odd"],
+    ["--respiration-mm", "-1"], ["--format", "jpeg"], ["--cine", "--cine-fps", "0"], ["--disease", "all"],
+    ["--distance-error-mm", "500"], ["--from-labels", "/nowhere"]])
 def test_bad_flags_end_with_status_2_and_one_line_and_write_nothing(tmp_path, capsys, flags):
     assert status_of(simulate.main, ["--out", str(tmp_path / "new"), *flags]) == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
     assert not (tmp_path / "new").exists()
+
+
+def test_dicom_cines_and_their_truth_can_be_read_back(tmp_path, capsys):
+    """Everything at once, small: views and cines as DICOM, another phase, breathing, residual contrast."""
+    from licag3d.io.views import read_views
+
+    flags = ["--cases", "1", "--artery", "rca", "--seed", "5", "--size", "96", "--images-only", "--background", "flat",
+             "--format", "dicom", "--cine", "--cine-fps", "4", "--bits", "12", "--phases", "different",
+             "--respiration-mm", "5", "--kappa", "0.2", "--angle-error-deg", "1"]
+    assert status_of(simulate.main, ["--out", str(tmp_path), *flags]) == 0
+    case = tmp_path / "rca_050000"
+    record = json.loads((case / "truth" / "case.json").read_text())
+    assert record["settings"]["kappa"] == 0.2 and record["files"] == {"format": "dicom", "cines": 2}
+    assert record["views"][0]["phase"] == 0 and 0.1 <= record["views"][1]["phase"] <= 0.9
+    user = read_cameras(case / "cameras.json")
+    for kind in ("view", "contrast_free", "cine"):
+        views, _ = read_views([str(case / f"{kind}_{k}.dcm") for k in (1, 2)])
+        for view, camera in zip(views, user, strict=True):
+            assert view.camera.primary_deg == pytest.approx(camera.primary_deg, abs=1e-9)
+            assert (view.camera.sid_mm, view.camera.spacing_row_mm) == (camera.sid_mm, camera.spacing_row_mm)
+            assert view.image.shape == (96, 96)
+    for number, view in enumerate(views, 1):
+        truth = json.loads((case / "truth" / f"cine_{number}.json").read_text())
+        assert truth["filled_frames"][0] <= view.frame <= truth["filled_frames"][1]
+        points = np.load(case / "truth" / f"cine_{number}_centerlines.npz", allow_pickle=False)["points_lps_mm"]
+        samples = sum(branch["samples"] for branch in truth["branches"])
+        assert points.shape == (len(truth["time_s"]), samples, 3)
+        assert np.ptp(points, axis=0).max() > 5  # it beats
+    second = read_centerlines_json(case / "truth" / "view_2_centerlines.json")
+    first = read_centerlines_json(case / "truth" / "centerlines.json")
+    assert np.abs(second.branches[0].points_lps_mm - first.branches[0].points_lps_mm).max() > 3
+    capsys.readouterr()
+    assert status_of(simulate.main, ["--out", str(tmp_path), *flags]) == 0
+    assert "0 cases" in capsys.readouterr().out
+    assert status_of(simulate.main, ["--out", str(tmp_path), *flags[:-4], "--kappa", "0.3"]) == 2
+    assert "other settings" in capsys.readouterr().err
+
+
+def test_trees_from_label_volumes_are_seen_like_sampled_ones(tmp_path, capsys):
+    from licag3d.io.write_volume import write_nifti
+    from licag3d.phantom.anatomy import sample_tree
+    from licag3d.phantom.truth_volumes import truth_labels
+
+    folder = tmp_path / "labels"
+    folder.mkdir()
+    volume = truth_labels(VesselTree(sample_tree(1, "rca").branches[:3]))
+    write_nifti(folder / "heart.nii.gz", volume.values, volume.origin_mm, volume.spacing_mm)
+    flags = ["--cases", "1", "--size", "64", "--images-only", "--background", "flat", "--from-labels", str(folder)]
+    assert status_of(simulate.main, ["--out", str(tmp_path / "out"), *flags, "--artery", "rca"]) == 0
+    (case,) = (tmp_path / "out").iterdir()
+    assert case.name == "heart_rca_000000"
+    record = json.loads((case / "truth" / "case.json").read_text())
+    assert record["source"] == "heart" and record["dominance"] is None
+    tree = read_centerlines_json(case / "truth" / "centerlines.json")
+    assert 80 < tree.length_mm < 300
+    (folder / "heart.nii.gz").write_bytes(b"not a volume")
+    assert status_of(simulate.main, ["--out", str(tmp_path / "other"), *flags, "--artery", "rca"]) == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
 
 
 def test_an_output_folder_that_is_a_file_is_refused(tmp_path, capsys):
