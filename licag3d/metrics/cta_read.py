@@ -63,6 +63,9 @@ class CtVolume:
         from scipy.ndimage import map_coordinates
 
         index = self.to_local(points_lps_mm) / np.array(self.spacing_mm)
+        # Rounding must not push the outermost voxel centres outside.
+        edge = np.clip(index, 0, np.array(self.values.shape[::-1]) - 1)
+        index = np.where(np.abs(index - edge) < 0.01, edge, index)
         coordinates = np.moveaxis(index[..., ::-1], -1, 0)
         return map_coordinates(self.values, coordinates, order=1, mode="constant", cval=outside, output=np.float32)
 
