@@ -69,7 +69,7 @@ def statistics_of(image: np.ndarray, vessels: np.ndarray) -> dict[str, float]:
         "contrast": float(np.median(contrast)),
         "relative_contrast": float(np.median(contrast / np.maximum(near[core], 1))),
         "noise": float(high[flat].std()),
-        "noise_fine": _fine_share(grey, flat),
+        "noise_fine": _fine_share(grey, off, slope),
         "noise_slope": _slope(grey),
         "edges": float((slope[off] > 2.5).mean()),
         "ridges": float((large[off] > 0.6).mean()),
@@ -85,15 +85,19 @@ def _curvatures(smooth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return mean - half, mean + half
 
 
-def _fine_share(grey: np.ndarray, flat: np.ndarray, size: int = 32) -> float:
-    """Share of the power above 0.25 cycles per pixel in the flattest patches, each freed of its plane."""
+def _fine_share(grey: np.ndarray, off: np.ndarray, slope: np.ndarray, size: int = 32) -> float:
+    """Share of the power above 0.25 cycles per pixel in the flatter half of the patches that hold no vessel, each
+    freed of its plane.
+    """
     patches = []
     for row in range(0, grey.shape[0] - size, size):
         for col in range(0, grey.shape[1] - size, size):
-            if flat[row : row + size, col : col + size].mean() > 0.5:
-                patches.append(grey[row : row + size, col : col + size])
+            place = np.s_[row : row + size, col : col + size]
+            if off[place].mean() > 0.98:
+                patches.append((float(slope[place].mean()), row, grey[place]))
     if not patches:
         return float("nan")
+    patches = [patch for _, _, patch in sorted(patches, key=lambda one: one[:2])[: (len(patches) + 1) // 2]]
     y, x = np.mgrid[:size, :size] / size
     plane = np.stack((np.ones(size * size), y.ravel(), x.ravel()), axis=1)
     power = 0.0

@@ -19,7 +19,7 @@ from licag3d.phantom.heart import Heart
 from licag3d.phantom.tubes import Line, path_length_mm
 
 SOFT_TISSUE_PER_MM, LUNG_BELOW_TISSUE_PER_MM = 0.0095, 0.0065
-SPINE_ABOVE_TISSUE_PER_MM, RIB_MARROW_PER_MM, LUNG_VESSEL_PER_MM = 0.0075, 0.001, 0.016
+SPINE_ABOVE_TISSUE_PER_MM, RIB_MARROW_PER_MM, LUNG_VESSEL_PER_MM = 0.0095, 0.001, 0.016
 CORTEX_PER_MM, RIB_CORTEX_PER_MM, PROCESS_PER_MM = 0.03, 0.014, 0.007
 _WAIST = 0.87  # of a vertebra, narrowest over widest width
 
@@ -190,7 +190,7 @@ def _bodies_mm(thorax: Thorax, source: np.ndarray, ray: np.ndarray) -> np.ndarra
     total = np.zeros_like(wide)
     total[hit] = weight * ((1 - waist) * wide[hit] + waist * narrow[hit])
     # The cortex of the sides: where the ray is tangent to the body.
-    return total + 0.5 * np.where(hit, np.clip(wide - total, 0, 6), 0)
+    return total + 0.8 * np.where(hit, np.clip(wide - total, 0, 6), 0)
 
 
 def _vertebrae(
@@ -223,25 +223,24 @@ def texture(rng: np.random.Generator, layers: Layers) -> np.ndarray:
     """What no organ explains ``(rows, cols)`` float32, no unit: clouds of muscle and fat (1/f), fine strands,
     trabeculae where there is bone and mottle where there is lung.
     """
-    from scipy.ndimage import gaussian_filter
-
     rows, cols = layers.total.shape
     total = rng.uniform(0.025, 0.06) * cloud(rng, rows, cols, rng.uniform(1.25, 1.6))
     scale = cols / 512
 
     def band(fine_px: tuple[float, float], coarse: float) -> np.ndarray:
-        noise = rng.standard_normal((rows, cols)).astype(np.float32)
-        low = gaussian_filter(noise, [max(coarse * one * scale, 0.3) for one in fine_px])
-        noise = gaussian_filter(noise, [max(one * scale, 0.3) for one in fine_px]) - low
-        return noise / noise.std()
+        """Noise between two widths: what a Gaussian lets pass less what one ``coarse`` times as wide does."""
+        fy, fx = _frequencies(rows, cols)
+        power = 2 * (np.pi * scale) ** 2 * ((fine_px[0] * fy) ** 2 + (fine_px[1] * fx) ** 2)
+        return _noise(rng, rows, cols, np.exp(-power) - np.exp(-power * coarse**2))
 
     # Strands: the crests of a smooth field, drawn out in one direction of the image, as fascia and vessels of the lung
     # are; twice, at two widths.
     air = layers.lung_mm / 100
-    for width in (1.3, 2.6, 5.0):
+    strands = np.exp(rng.uniform(np.log(0.007), np.log(0.022)))
+    for width in (1.3, 2.8, 6.0):
         field = band((width, width * rng.uniform(1.0, 1.8))[:: rng.choice((-1, 1))], 4.0)
         crest = np.exp(-np.abs(field) * 2.2)
-        total += rng.uniform(0.009, 0.022) * (0.75 + 0.5 * air) * (crest - crest.mean()) / crest.std()
+        total += strands * rng.uniform(0.6, 1.4) * (0.7 + 0.6 * air) * (crest - crest.mean()) / crest.std()
     total += rng.uniform(0.006, 0.016) * band((1.8, 1.8), 3.0)
     total += rng.uniform(0.0002, 0.0006) * layers.bone_mm * band((1.6, 0.9), 3.0)
     return total + rng.uniform(0.006, 0.016) * air * band((3.0, 3.0), 3.5)
@@ -251,15 +250,24 @@ def cloud(rng: np.random.Generator, rows: int, cols: int, exponent: float) -> np
     """Noise ``(rows, cols)`` of unit variance with amplitude spectrum 1/f^exponent: soft tissue that no organ
     explains.
     """
-    fy, fx = np.fft.fftfreq(rows)[:, None], np.fft.rfftfreq(cols)[None]
+    fy, fx = _frequencies(rows, cols)
     frequency = np.sqrt(fy**2 + fx**2)
     frequency[0, 0] = 1.0
-    spectrum = (
-        np.fft.rfft2(rng.standard_normal((rows, cols)).astype(np.float32))
-        * np.maximum(frequency, 2 / rows) ** -exponent
-    )
-    spectrum[0, 0] = 0
-    field = np.fft.irfft2(spectrum, (rows, cols))
+    gain = np.maximum(frequency, 2 / rows) ** np.float32(-exponent)
+    gain[0, 0] = 0
+    return _noise(rng, rows, cols, gain)
+
+
+def _frequencies(rows: int, cols: int) -> tuple[np.ndarray, np.ndarray]:
+    return np.fft.fftfreq(rows).astype(np.float32)[:, None], np.fft.rfftfreq(cols).astype(np.float32)[None]
+
+
+def _noise(rng: np.random.Generator, rows: int, cols: int, gain: np.ndarray) -> np.ndarray:
+    """White noise through a filter ``gain`` over :func:`_frequencies`; unit variance, float32."""
+    from scipy.fft import irfft2, rfft2
+
+    white = rng.standard_normal((rows, cols), dtype=np.float32)
+    field = irfft2(rfft2(white) * gain.astype(np.float32), (rows, cols))
     return (field / field.std()).astype(np.float32)
 
 

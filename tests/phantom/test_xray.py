@@ -12,10 +12,10 @@ from licag3d.errors import InputError
 from licag3d.geometry import Camera
 from licag3d.phantom.anatomy import sample_patient, sample_tree
 from licag3d.phantom.thorax import sample_thorax
-from licag3d.phantom.tubes import path_length_mm
+from licag3d.phantom.tubes import path_length_mm, tree_lines
 from licag3d.phantom.xray import Exposure, render_frame, sample_surroundings
 
-CAMERA = Camera(30, 10, 1040, 750, 0.75, 0.75, 192, 192)
+CAMERA = Camera(30, 10, 1040, 750, 1.0, 1.0, 144, 144)
 
 
 @pytest.fixture(scope="module")
@@ -87,3 +87,64 @@ def test_a_moved_tree_moves_neither_display_nor_shutters(scene):
         render_frame(tree, camera, exposure, surroundings, [3, 1]).measured.mean(1)[:3] for camera in (CAMERA, moved)
     ]
     np.testing.assert_allclose(*shutters, atol=0.1)
+
+
+def test_noise_variance_falls_as_the_dose_rises():
+    from licag3d.phantom.xray import _detected
+
+    flat = np.ones((256, 256))
+    variance = [_detected(np.random.default_rng(0), flat, quanta, 0.6, 0.0).var() for quanta in (500, 2000, 8000)]
+    assert variance[0] / variance[1] == pytest.approx(4, rel=0.05)
+    assert variance[1] / variance[2] == pytest.approx(4, rel=0.05)
+
+
+def test_scatter_lowers_the_contrast_by_its_share():
+    from licag3d.phantom.xray import _detected
+
+    line = np.ones((256, 256))
+    line[:, 126:130] = 0.5
+    depths = []
+    for scatter in (0.0, 0.5):
+        seen = _detected(np.random.default_rng(0), line, 1e8, 0.01, scatter)
+        depths.append(seen[128, 40] - seen[128, 128])
+    assert depths[1] == pytest.approx(0.5 * depths[0], rel=0.1)
+
+
+def test_partial_filling_scales_the_line_integral_and_none_leaves_no_vessel(scene):
+    tree, surroundings, exposure = scene
+    full = render_frame(tree, CAMERA, exposure, None, [1])
+    half, none = (
+        render_frame(
+            tree, CAMERA, exposure, None, [1], opacity={b.id: np.full(len(b.points_lps_mm), c) for b in tree.branches}
+        )
+        for c in (0.5, 0.0)
+    )
+    np.testing.assert_allclose(half.line_integral, 0.5 * full.line_integral, atol=0.02)
+    assert not none.mask.any() and not none.line_integral.any()
+
+
+def test_a_beam_of_many_energies_reads_less_in_thick_contrast(scene):
+    tree, surroundings, exposure = scene
+    exposure = replace(exposure, quanta=1e7, mu_per_mm=0.35)
+    many, one = (
+        render_frame(tree, CAMERA, replace(exposure, beam=beam), surroundings, [3, 1]).measured
+        for beam in (exposure.beam, None)
+    )
+    thick = path_length_mm(tree_lines(tree), CAMERA) > 4
+    assert thick.sum() > 10 and (one - many)[thick].mean() > 0.01
+
+
+def test_more_bits_show_the_same_picture(scene):
+    tree, surroundings, exposure = scene
+    eight, twelve = (render_frame(tree, CAMERA, exposure, surroundings, [3, 1], bits=bits).image for bits in (8, 12))
+    assert twelve.dtype == np.uint16 and twelve.max() > 255 and twelve.max() < 4096
+    np.testing.assert_allclose(twelve / 4095, eight / 255, atol=0.5 / 255 + 1e-3)
+    with pytest.raises(InputError, match="bits is 7; give 8 to 16"):
+        render_frame(tree, CAMERA, exposure, surroundings, [3, 1], bits=7)
+
+
+def test_twigs_are_shown_and_kept_out_of_the_truth(scene):
+    tree, surroundings, exposure = scene
+    frame = render_frame(tree, CAMERA, exposure, surroundings, [3, 1])
+    assert (frame.twigs & ~frame.mask).mean() > 0.002
+    assert np.array_equal(frame.mask, frame.line_integral > 0)
