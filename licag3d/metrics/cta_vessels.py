@@ -81,7 +81,8 @@ def vessels_by_filter(cta: CtVolume) -> CtaVessels:
     """
     from scipy import ndimage
 
-    grid, step = _isotropic(cta, FILTER_MM, FILTER_VOXELS)
+    # Thick slices hold nothing finer than about two thirds of their voxels.
+    grid, step = _isotropic(cta, max(FILTER_MM, min(cta.spacing_mm) / 1.5), FILTER_VOXELS)
     candidates = np.argwhere(grid > FILTER_LEAST_HU)
     inner = np.all((candidates > 1) & (candidates < np.array(grid.shape) - 2), axis=1)
     candidates = candidates[inner]

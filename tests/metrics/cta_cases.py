@@ -42,7 +42,10 @@ def make_case(seed: int = 7, spacing_mm: float = 0.6) -> CtaCase:
     """A right artery of three branches in fat, 380 HU against -60 HU, with structure and noise."""
     from scipy.ndimage import gaussian_filter
 
-    tree = VesselTree(sample_tree(seed, "rca").branches[:4])
+    # Twigs thinner than a voxel would not be in the labels, which is not what is tested.
+    tree = VesselTree(
+        tuple(replace(b, radius_mm=np.maximum(b.radius_mm, 0.8)) for b in sample_tree(seed, "rca").branches[:4])
+    )
     middle = np.concatenate([b.points_lps_mm for b in tree.branches]).mean(0)
     tree = moved(tree, Rigid(np.eye(3), -middle))
     rigid = Rigid(rotation(14, (1, -2, 1.5)), np.array((35.0, -160.0, 420.0)))
