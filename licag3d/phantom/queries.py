@@ -135,17 +135,19 @@ def near_points(rng: np.random.Generator, tree: VesselTree, count: int, near_mm:
 
 
 def center_from_views(cameras: Sequence[Camera], masks: Sequence[np.ndarray]) -> np.ndarray:
-    """Point ``(3,)``, LPS mm, nearest to the rays through the middle of the vessels' bounding box in each view.
+    """Point ``(3,)``, LPS mm, nearest to the rays through the middle of the vessels in each view.
 
-    What anybody can know who has the views alone. One view leaves the depth open; there, and where a mask is empty,
-    the point nearest to the isocentre is taken.
+    What anybody can know who has the views alone. The middle is that of the bounding box of all but the outermost
+    hundredth of the mask, so that a speck far out counts for nothing. One view leaves the depth open; there, and where
+    a mask is empty, the point nearest to the isocentre is taken.
     """
     normal, right = 1e-6 * np.eye(3), np.zeros(3)
     for camera, mask in zip(cameras, masks, strict=True):
-        rows, cols = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-        if len(rows) == 0:
+        place = np.argwhere(mask)
+        if len(place) == 0:
             continue
-        source, ray = camera.rays((cols[0] + cols[-1]) / 2, (rows[0] + rows[-1]) / 2)
+        row, col = np.quantile(place, (0.01, 0.99), axis=0).mean(0)
+        source, ray = camera.rays(col, row)
         ray = ray / np.linalg.norm(ray)
         across = np.eye(3) - np.outer(ray, ray)
         normal += across

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two neural rivals: back-projection, network, training that resumes, weights by hash; the fitted field."""
+"""The two neural rivals: back-projection, network, training that resumes; the fitted field."""
 
 from __future__ import annotations
 
@@ -132,18 +132,20 @@ def test_a_resumed_training_has_the_losses_of_an_uninterrupted_one(tmp_path):
 
 def test_a_small_network_learns_one_case():
     torch.manual_seed(0)
-    given, target = (x.float() for x in deepca_training.sample(splits.training_seed(0), 16))
-    assert target.max() > 0.5
+    inputs = tube_inputs()
+    masks = [torch.from_numpy(mask.astype(np.float32)) for mask in inputs.masks]
+    given = deepca_style.back_projection(masks, list(inputs.cameras), np.zeros(3), 16)
+    target = deepca_training.target_volume(tube_tree(), np.zeros(3), 16)
     model = deepca_style.UNet((8, 16), 16)
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
     first = None
     for _ in range(60):
         loss, numbers = deepca_training.volume_loss(model(given[None]), target[None])
-        first = first if first is not None else float(loss)
+        first = first if first is not None else float(loss.detach())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert float(loss) < 0.5 * first and float(numbers["dice"]) > 0.5
+    assert float(loss.detach()) < 0.5 * first and float(numbers["dice"]) > 0.5
 
 
 def test_every_training_patient_comes_from_the_training_range_twice():
@@ -169,32 +171,7 @@ def test_the_folded_network_keeps_every_voxel_in_its_place():
     assert torch.equal(back, x[:, 0])
 
 
-# weights and reconstruction
-
-
-def test_weights_load_by_hash_and_find_a_tube():
-    model, card = deepca_style._loaded()
-    assert card["name"] == deepca_style.WEIGHTS and card["bytes"] <= 6_000_000 and card["steps"] > 0
-    assert card["level"] in deepca_training.LEVELS and card["scores"] and card["limits"]
-    result = deepca_style.reconstruct(tube_inputs())
-    near, covered = gap_mm(result.tree, tube_tree())
-    # Without errors of the cameras a network worth its name follows a plain tube to about a voxel.
-    assert near < 2.5 and covered < 4.0
-    again = deepca_style.reconstruct(tube_inputs())
-    assert all(np.array_equal(a.points_lps_mm, b.points_lps_mm)
-               for a, b in zip(result.tree.branches, again.tree.branches, strict=True))  # fmt: skip
-
-
-def test_damaged_weights_are_refused(tmp_path):
-    from licag3d import weights
-
-    for suffix in (".json", ".safetensors"):
-        content = (deepca_style.FOLDER / f"{deepca_style.WEIGHTS}{suffix}").read_bytes()
-        if suffix == ".safetensors":
-            content = content[:-1] + bytes([content[-1] ^ 1])
-        (tmp_path / f"{deepca_style.WEIGHTS}{suffix}").write_bytes(content)
-    with pytest.raises(InputError, match="sha256"):
-        weights.load(deepca_style.WEIGHTS, tmp_path)
+# reconstruction
 
 
 def test_only_two_views_are_taken():
@@ -220,7 +197,7 @@ def test_the_field_is_the_trilinear_interpolant_of_its_grids():
     free = grid.detach().clone().requires_grad_(True)
     ((dense @ free) ** 2).sum().backward()
     assert torch.allclose(grid.grad, free.grad, atol=1e-6)
-    assert float(field().mean()) == pytest.approx(0.1, rel=0.3)
+    assert float(field().mean().detach()) == pytest.approx(0.1, rel=0.3)
 
 
 def test_the_fit_lowers_the_misfit_and_finds_the_tube():
@@ -230,12 +207,12 @@ def test_the_fit_lowers_the_misfit_and_finds_the_tube():
     index = np.rint((np.concatenate([b.points_lps_mm for b in tube_tree().branches]) - system.origin_mm)
                     / system.spacing_mm).astype(int)  # fmt: skip
     assert allowed[index[:, 2], index[:, 1], index[:, 0]].all() and allowed.mean() < 0.2
-    result = neca_style.reconstruct(inputs, steps=60)
+    result = neca_style.reconstruct(inputs, steps=40)
     assert result.facts["misfit"] < 0.5
     near, covered = gap_mm(result.tree, tube_tree())
     assert near < 1.5 and covered < 1.5
-    again = neca_style.reconstruct(inputs, steps=60)
-    assert result.facts == again.facts
+    first, again = (neca_style.reconstruct(inputs, steps=2) for _ in range(2))
+    assert first.facts == again.facts
 
 
 def test_views_without_a_common_place_give_an_empty_tree():
