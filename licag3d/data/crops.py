@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -28,6 +29,10 @@ class FrameSource(Protocol):
 
     def image(self, number: int) -> np.ndarray:
         """Frame ``(rows, cols)``, grey values 0..255, vessels dark; may be a view of a file."""
+        ...
+
+    def key(self, number: int) -> str:
+        """A name for the frame, the same in every run, fit for a file."""
         ...
 
 
@@ -59,11 +64,15 @@ class PoolSource:
     def image(self, number: int) -> np.ndarray:
         return self.pool.layers(self.numbers[number])[0]
 
+    def key(self, number: int) -> str:
+        return Path(self.pool.entries[self.numbers[number]]["file"]).stem
+
 
 class CropStream:
     """Batches of crops, each a function of its step alone.
 
-    Vesselness is a function of the frame, computed when a frame is first met and kept as bits (8 kB per frame).
+    Vesselness is a function of the frame, computed when a frame is first met and kept as bits (8 kB per frame), in
+    memory and, where ``priors`` names a folder, there too, for a resumed run and for others on the same frames.
 
     Args:
         sources: frame sources; one is drawn first (by ``shares``), then a frame of it, so that a small folder of real
@@ -81,24 +90,46 @@ class CropStream:
         *,
         shares: Sequence[float] | None = None,
         smallest_area: float = SMALLEST_AREA,
+        priors: Path | None = None,
     ) -> None:
         self.sources, self.image_px, self.seed, self.smallest_area = list(sources), image_px, seed, smallest_area
         weights = np.asarray(shares if shares is not None else [1.0] * len(self.sources), float)
         self.shares = weights / weights.sum()
+        self.priors = priors
         self._priors: list[dict[int, tuple[tuple[int, int], np.ndarray]]] = [{} for _ in self.sources]
 
     def prior(self, source: int, number: int) -> np.ndarray:
         """Rough vessel mask of a frame, bool, shorter side :data:`PRIOR_PX` (or the frame's own if smaller)."""
         kept = self._priors[source]
         if number not in kept:
-            frame = np.asarray(self.sources[source].image(number), np.float32)
-            factor = min(1.0, PRIOR_PX / min(frame.shape))
-            size = tuple(max(8, round(n * factor)) for n in frame.shape)
-            small = F.interpolate(torch.from_numpy(frame)[None, None], size=size, mode="bilinear", antialias=True)
-            mask = rough_vessel_mask(np.clip(small[0, 0].numpy() / 255.0, 0, 1))
-            kept[number] = (mask.shape, np.packbits(mask))
+            kept[number] = self._stored(source, number)
         shape, bits = kept[number]
         return np.unpackbits(bits, count=shape[0] * shape[1]).reshape(shape).astype(bool)
+
+    def _stored(self, source: int, number: int) -> tuple[tuple[int, int], np.ndarray]:
+        frame = self.sources[source].image(number)
+        factor = min(1.0, PRIOR_PX / min(frame.shape))
+        size = tuple(max(8, round(n * factor)) for n in frame.shape)
+        file = None if self.priors is None else self.priors / f"{self.sources[source].key(number)}.npy"
+        if file is not None and file.is_file():
+            try:
+                bits = np.load(file, allow_pickle=False)
+                if bits.dtype == np.uint8 and bits.shape == ((size[0] * size[1] + 7) // 8,):
+                    return size, bits
+            except (OSError, ValueError, EOFError):
+                pass  # cut off: computed anew
+        values = torch.from_numpy(np.asarray(frame, np.float32))[None, None]
+        small = F.interpolate(values, size=size, mode="bilinear", antialias=True)
+        bits = np.packbits(rough_vessel_mask(np.clip(small[0, 0].numpy() / 255.0, 0, 1)))
+        if file is not None:
+            import io
+
+            from licag3d.io.atomic import write_bytes
+
+            buffer = io.BytesIO()
+            np.save(buffer, bits, allow_pickle=False)
+            write_bytes(file, buffer.getvalue())
+        return size, bits
 
     def batch(self, step: int, size: int, *, augment: bool = True) -> dict[str, Tensor]:
         """``images`` and ``vesselness``, each ``(size, 1, image_px, image_px)`` float32 in 0..1."""

@@ -97,6 +97,10 @@ class FrameBank:
         rows, cols, offset = entry["rows"], entry["cols"], entry["offset"]
         return self._pixels[offset : offset + rows * cols].reshape(rows, cols)
 
+    def key(self, number: int) -> str:
+        """Name of a frame within the bank."""
+        return f"frame{self.numbers[number]:07d}"
+
     def group(self, number: int) -> int:
         """Patient of a frame."""
         return self.entries[self.numbers[number]]["group"]

@@ -24,6 +24,8 @@ from licag3d.models.vit import Block, Encoder, EncoderConfig, config_of, initial
 #: Raised when tensors of older files no longer mean the same.
 ENCODER_VERSION = 1
 MAX_SIDE_PX = 4096
+#: Tiles per side in which a whole frame is seen: fine vessels of a 512 pixel frame survive at 3 x 64 pixels.
+TILES = 3
 
 
 class MaskedAutoencoder(nn.Module):
@@ -76,6 +78,19 @@ class MaskedAutoencoder(nn.Module):
         return self.predict(self.norm(x))
 
 
+def to_tiles(images: Tensor, count: int) -> Tensor:
+    """``(n, c, count h, count w)`` to its tiles ``(n count ** 2, c, h, w)``."""
+    n, c, h, w = images.shape
+    h, w = h // count, w // count
+    return images.reshape(n, c, count, h, count, w).permute(0, 2, 4, 1, 3, 5).reshape(-1, c, h, w)
+
+
+def from_tiles(tiles: Tensor, count: int) -> Tensor:
+    """Inverse of :func:`to_tiles`, for maps of any size."""
+    _, c, h, w = tiles.shape
+    return tiles.reshape(-1, count, count, c, h, w).permute(0, 3, 1, 4, 2, 5).reshape(-1, c, count * h, count * w)
+
+
 class AngiogramEncoder(nn.Module):
     """A frozen encoder for other modules; see :func:`load_encoder`.
 
@@ -112,14 +127,14 @@ class AngiogramEncoder(nn.Module):
     def features(self, images: Tensor) -> Tensor:
         """One vector per image ``(n, dim)`` float32: the mean of the last tokens.
 
-        Images of another size are first brought to the size of training (area average where smaller), so that features
-        of 512 and 1024 pixel frames compare. Gradients flow to ``images``.
+        Images are first brought to three times the size of the training crops (area average where larger), so that
+        features of 512 and 1024 pixel frames compare, and seen as nine tiles of exactly that size, as in training: a
+        frame shrunk to a single crop would lose its fine vessels. Gradients flow to ``images``.
         """
-        side = self.config.image_px
-        images = self._check(images)
+        side, n = TILES * self.config.image_px, len(self._check(images))
         if tuple(images.shape[-2:]) != (side, side):
             images = F.interpolate(images, size=(side, side), mode="bilinear", antialias=True, align_corners=False)
-        return self.encoder(images).float().mean(1)
+        return self.encoder(to_tiles(images, TILES)).float().reshape(n, -1, self.dim).mean(1)
 
     def maps(self, images: Tensor, count: int = 3) -> list[Tensor]:
         """Feature maps ``(n, dim, h', w')`` float32 of ``count`` depths at the size given, one cell per patch.

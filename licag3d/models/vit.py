@@ -27,7 +27,7 @@ class EncoderConfig:
         decoder_width, decoder_depth, decoder_heads: of the decoder, thrown away after training.
     """
 
-    image_px: int = 128
+    image_px: int = 64
     patch_px: int = 8
     width: int = 192
     depth: int = 6

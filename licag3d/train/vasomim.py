@@ -77,6 +77,11 @@ def add_flags(parser) -> None:
     group.add_argument(
         "--no-consistency", action="store_true", help="guided masks, but no segmentor and no consistency"
     )
+    data.add_argument(
+        "--priors",
+        metavar="DIR",
+        help="folder for vesselness, to be shared by runs on the same frames; default OUT/priors",
+    )
     group.add_argument("--segmentor-steps", type=int, default=400, help="steps of training that segmentor beforehand")
 
 
@@ -98,7 +103,7 @@ def main(arguments) -> int:
         consistency=not arguments.no_consistency, segmentor_steps=arguments.segmentor_steps)  # fmt: skip
     outcome = pretrain(
         arguments.out, config, masking, settings, pool=arguments.pool, folders=arguments.frames or (),
-        phantom_share=arguments.phantom_share, resume=arguments.resume)  # fmt: skip
+        phantom_share=arguments.phantom_share, resume=arguments.resume, priors=arguments.priors)  # fmt: skip
     state = "finished" if outcome.finished else "stopped at the time limit; go on with --resume"
     print(f"{state} after {outcome.steps} steps: {outcome.folder / 'encoder.safetensors'}")
     return 0
@@ -114,6 +119,7 @@ def pretrain(
     folders: Sequence[str | Path] = (),
     phantom_share: float = 0.5,
     resume: bool = False,
+    priors: str | Path | None = None,
 ) -> Outcome:
     """Pre-train an encoder; the run folder gets ``encoder.safetensors`` and ``reconstruction.png`` beside the files of
     :mod:`licag3d.train.loop`, and ``frames/`` with the prepared own frames and the list of what was skipped.
@@ -131,7 +137,9 @@ def pretrain(
         raise InputError(f"{out} holds a run already: give --resume to go on with it, or another --out")
     if config.image_px % 8:
         raise InputError(f"image_px is {config.image_px}; the segmentor needs a multiple of 8")
-    data = open_data(out, pool, folders, phantom_share, config.image_px, settings.seed)
+    priors = check_output_folder(priors or out / "priors")
+    priors.mkdir(parents=True, exist_ok=True)
+    data = open_data(out, pool, folders, phantom_share, config.image_px, settings.seed, priors)
     segmentor = None
     if masking.consistency:
         segmentor = train_segmentor(out / "segmentor", data, masking, settings)
@@ -180,7 +188,9 @@ class PretrainingData:
         self._started = False
 
 
-def open_data(out: Path, pool, folders, phantom_share: float, image_px: int, seed: int) -> PretrainingData:
+def open_data(
+    out: Path, pool, folders, phantom_share: float, image_px: int, seed: int, priors: Path | None = None
+) -> PretrainingData:
     """Open the pool, prepare the folders (once; into ``out/frames``), and hold out patients for validation."""
     from licag3d.data.crops import CropStream, PoolSource
 
@@ -207,8 +217,9 @@ def open_data(out: Path, pool, folders, phantom_share: float, image_px: int, see
         if len(outside):
             held.append(outside)
         facts["frames"] = {"count": len(bank), "patients": bank.groups, "fingerprint": bank.fingerprint}
-    validation = CropStream(held or training, image_px, seed + 7)
-    return PretrainingData(CropStream(training, image_px, seed, shares=shares), validation, tuple(pools), facts)
+    validation = CropStream(held or training, image_px, seed + 7, priors=priors)
+    stream = CropStream(training, image_px, seed, shares=shares, priors=priors)
+    return PretrainingData(stream, validation, pools, facts)
 
 
 def train_segmentor(folder: Path, data: PretrainingData, masking: MaskingSettings, settings: LoopSettings):

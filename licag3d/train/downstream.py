@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an encoder is worth: vessel segmentation, segment names and stenoses from few labels. See docs/vasomim.md."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from licag3d.errors import InputError
+
+TASKS = ("segmentation", "labelling", "stenosis")
+SCHEMA = "licag3d-downstream-1"
+
+
+@dataclass(frozen=True)
+class TuningSettings:
+    """How every encoder is tuned on every task, the same for all.
+
+    Args:
+        steps, batch, rate: of AdamW with warm-up over a tenth and a cosine to zero.
+        protocol: ``finetune`` (all weights) or ``frozen`` (head only).
+        test_frames, stenosis_cases: sizes of the test sets (0: all held-out frames of the pool).
+    """
+
+    steps: int = 100
+    batch: int = 16
+    rate: float = 6e-4
+    protocol: str = "finetune"
+    test_frames: int = 0
+    stenosis_cases: int = 100
+
+    def __post_init__(self) -> None:
+        if self.steps < 2 or self.batch < 1 or not 0 < self.rate < 1 or self.stenosis_cases < 4:
+            raise InputError(f"downstream settings out of range: {asdict(self)}; give at least 2 steps, a batch of 1, "
+                             f"a rate between 0 and 1 and 4 stenosis cases")  # fmt: skip
+        if self.protocol not in ("finetune", "frozen"):
+            raise InputError(f"protocol {self.protocol!r} is not known; give finetune or frozen")
+
+
+def add_flags(parser) -> None:
+    """The flags of ``python -m licag3d.train downstream``."""
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder of the results; finished parts are kept")
+    parser.add_argument("--pool", required=True, metavar="DIR", help="pool of phantom frames, at least 20 cases")
+    text = "encoders to compare, for example mae=run/encoder.safetensors; scratch is always there"
+    parser.add_argument("--encoder", nargs="*", default=[], metavar="NAME=FILE", help=text)
+    parser.add_argument("--size", default="vit-3m", metavar="NAME", help="size of scratch when no encoder is given")
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), help="what to try")
+    parser.add_argument("--labels", nargs="+", type=int, default=[16, 64, 256], metavar="N", help="labelled frames")
+    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="repetitions, each with other labels")
+    parser.add_argument("--protocol", choices=("finetune", "frozen"), default="finetune", help="what is trained")
+    parser.add_argument("--steps", type=int, default=100, help="steps of each tuning")
+    parser.add_argument("--batch", type=int, default=16, help="crops per step")
+    parser.add_argument("--rate", type=float, default=6e-4, help="peak learning rate")
+    parser.add_argument(
+        "--test-frames", type=int, default=0, metavar="N", help="test frames; 0 means all held-out ones"
+    )
+    parser.add_argument("--stenosis-cases", type=int, default=100, metavar="N", help="frames of the stenosis test")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves the choice to torch")
+
+
+def main(arguments) -> int:
+    """Tune and score everything that is not in ``results.json`` yet, then write summary and picture."""
+    encoders = {}
+    for item in arguments.encoder:
+        name, _, file = item.partition("=")
+        if not name or not file or name == "scratch":
+            raise InputError(f"--encoder {item!r}: give NAME=FILE, with another name than scratch")
+        encoders[name] = file
+    if not 1 <= arguments.seeds <= 100 or any(n < 1 for n in arguments.labels):
+        raise InputError("--seeds takes 1 to 100, --labels positive numbers")
+    if arguments.threads:
+        import torch
+
+        torch.set_num_threads(arguments.threads)
+    settings = TuningSettings(arguments.steps, arguments.batch, arguments.rate, arguments.protocol,
+                              arguments.test_frames, arguments.stenosis_cases)  # fmt: skip
+    results = compare(arguments.out, arguments.pool, encoders, settings, tasks=arguments.tasks,
+                      labels=arguments.labels, seeds=arguments.seeds, size=arguments.size)  # fmt: skip
+    from licag3d.train.downstream_report import table, write_report
+
+    write_report(Path(arguments.out), results)
+    print(table(results))
+    return 0
+
+
+def compare(
+    out,
+    pool,
+    encoders: dict[str, str],
+    settings: TuningSettings,
+    *,
+    tasks: Sequence[str] = TASKS,
+    labels: Sequence[int] = (16, 64, 256),
+    seeds: int = 3,
+    size: str = "vit-3m",
+) -> list[dict]:
+    """Tune every encoder (and one from scratch) on every task, number of labels and seed.
+
+    The labels of a seed are nested (the 16 are among the 64) and the same for all encoders, so that differences are
+    paired. Results are stored after every tuning; a second call does what is missing.
+
+    Returns:
+        One dict per tuning: ``task``, ``encoder``, ``labels``, ``seed``, ``scores`` (per test frame and metric).
+
+    Raises:
+        InputError: encoders of different patch or image size, results of other settings in ``out``, too small a pool.
+    """
+    import torch
+    from tqdm import tqdm
+
+    from licag3d.data.phantom_frames import PhantomPool
+    from licag3d.io.atomic import check_output_folder, write_text
+    from licag3d.models.vasomim import TILES, load_encoder, random_encoder
+    from licag3d.models.vit import config_of
+    from licag3d.train import downstream_data as data
+
+    out = check_output_folder(out)
+    opened = PhantomPool(pool)
+    loaded = {name: load_encoder(file) for name, file in encoders.items()}
+    configs = {(e.config.image_px, e.config.patch_px) for e in loaded.values()}
+    if len(configs) > 1:
+        raise InputError(f"the encoders have different image and patch sizes {sorted(configs)}; compare equal ones")
+    config = next(iter(loaded.values())).config if loaded else config_of(size)
+    out.mkdir(parents=True, exist_ok=True)
+    file = out / "results.json"
+    stored = {"schema": SCHEMA, "settings": asdict(settings), "results": []}
+    if file.exists():
+        try:
+            found = json.loads(file.read_text("utf-8"))
+            same = found["schema"] == SCHEMA and found["settings"] == stored["settings"]
+        except (ValueError, KeyError, TypeError):
+            same = False
+        if not same:
+            raise InputError(f"{file} holds results of other settings; give another --out or remove it")
+        stored = found
+    done = {(r["task"], r["encoder"], r["labels"], r["seed"]) for r in stored["results"]}
+    jobs = [(task, name, count, seed) for task in tasks for seed in range(seeds) for count in labels
+            for name in ("scratch", *loaded)]  # fmt: skip
+    jobs = [job for job in jobs if job not in done]
+    candidates, test_numbers = data.split_pool(opened)
+    if settings.test_frames:
+        test_numbers = test_numbers[: settings.test_frames]
+    sets: dict[str, tuple] = {}
+    side = TILES * config.image_px
+    for task, name, count, seed in tqdm(jobs, disable=None, unit="tuning"):
+        if task not in sets:
+            if task == "stenosis":
+                from licag3d.phantom.splits import TRAINING, VALIDATION
+
+                first = TRAINING[data.STENOSIS_TRAINING_FIRST], VALIDATION[data.STENOSIS_TEST_FIRST - VALIDATION[0]]
+                kept = out / "stenosis_training.npz", out / "stenosis_test.npz"
+                sets[task] = (data.stenosis_frames(first[0], max(labels), side, kept[0]),
+                              data.stenosis_frames(first[1], settings.stenosis_cases, side, kept[1]))  # fmt: skip
+            else:
+                sets[task] = (None, data.from_pool(opened, test_numbers, side))
+        training, test = sets[task]
+        available = len(candidates) if training is None else len(training)
+        if count > available:
+            raise InputError(f"{count} labels asked for, {available} frames are there: render more or ask for fewer")
+        if training is None:
+            chosen = np.random.default_rng([seed, 71]).permutation(candidates)[:count]
+            training = data.from_pool(opened, chosen, side)
+        elif task == "stenosis":
+            # Pairs of a diseased and a healthy frame stay together.
+            order = np.random.default_rng([seed, 72]).permutation(len(training) // 2)
+            training = training.take(np.stack([2 * order, 2 * order + 1], 1).ravel()[:count])
+        encoder = random_encoder(config, seed=1000 + seed) if name == "scratch" else random_encoder(config)
+        if name != "scratch":
+            encoder.load_state_dict(loaded[name].encoder.state_dict())
+        torch.manual_seed(seed)
+        scores = tune_and_score(task, encoder, training, test, settings, seed)
+        stored["results"].append({"task": task, "encoder": name, "labels": count, "seed": seed,
+                                  "hash": loaded[name].hash if name in loaded else None,
+                                  "patients": [int(p) for p in test.patients], "scores": scores})  # fmt: skip
+        write_text(file, json.dumps(stored))
+    return stored["results"]
+
+
+def tune_and_score(task: str, encoder, training, test, settings: TuningSettings, seed: int) -> dict[str, list[float]]:
+    """Tune an encoder with a fresh head on ``training``; scores of every ``test`` frame by metric."""
+    from licag3d.train import downstream_heads as heads
+
+    model = heads.TokenModel(encoder, heads.HEADS[task](encoder.config))
+    make, loss, score = heads.RECIPES[task]
+    fit(model, lambda rng: make(training, encoder.config, rng, settings.batch), loss, settings, seed)
+    return score(model, test)
+
+
+def fit(model, make_batch: Callable, loss: Callable, settings: TuningSettings, seed: int) -> float:
+    """Train in place; returns the last loss. Tunings are seconds long, so they are repeated rather than resumed.
+
+    Raises:
+        InputError: the loss is not finite.
+    """
+    import math
+
+    import torch
+
+    frozen = settings.protocol == "frozen"
+    model.encoder.requires_grad_(not frozen)
+    groups = [
+        {"params": [p for p in model.head.parameters()], "scale": 2.0},
+        {"params": [p for p in model.encoder.parameters() if p.requires_grad], "scale": 1.0},
+    ]
+    optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=settings.rate, weight_decay=0.05)
+    rng, warmup, last = np.random.default_rng([seed, 73]), max(1, settings.steps // 10), 0.0
+    for step in range(settings.steps):
+        share = min(1.0, (step + 1) / warmup)
+        share *= 0.5 * (1 + math.cos(math.pi * max(0, step - warmup) / max(1, settings.steps - warmup)))
+        for group in optimizer.param_groups:
+            group["lr"] = settings.rate * group["scale"] * share
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            value = loss(model, make_batch(rng))
+        if not torch.isfinite(value):
+            raise InputError(f"the loss of a tuning is {float(value)} at step {step + 1}: lower --rate")
+        optimizer.zero_grad(set_to_none=True)
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        last = float(value.detach())
+    model.eval()
+    return last
