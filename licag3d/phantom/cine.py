@@ -14,6 +14,7 @@ from licag3d.phantom import display
 from licag3d.phantom.filling import opacity_at
 from licag3d.phantom.motion import move_surroundings, move_tree
 from licag3d.phantom.simulate_case import Case
+from licag3d.phantom.twigs import without_twigs
 from licag3d.phantom.xray import Exposure, render_frame
 from licag3d.structures import VesselTree
 
@@ -38,7 +39,7 @@ class Cine:
         phase: ``(n,)`` cardiac phase in 0..1, 0 end-diastole; ``respiration_mm`` ``(n,)``.
         filling: ``(n,)`` mean opacity over the centrelines, 0..1; ``filled`` ``(n,)`` bool: at least 0.9 of the best.
         points_lps_mm: ``(n, samples, 3)`` float32, centreline samples of all branches in order: the tree of each frame.
-        tree: the tree at end-diastole and end-expiration, which names the branches and holds the radii.
+        tree: the tree (without twigs) at end-diastole and end-expiration, which names the branches and holds the radii.
     """
 
     frames: np.ndarray
@@ -134,7 +135,7 @@ def simulate_cine(
         points_lps_mm=np.stack([np.concatenate([b.points_lps_mm for b in tree.branches]) for tree in trees]).astype(
             np.float32
         ),
-        tree=patient.tree,
+        tree=without_twigs(patient.tree),
     )
 
 

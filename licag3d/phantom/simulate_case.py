@@ -12,9 +12,10 @@ from licag3d.geometry import Camera
 from licag3d.phantom import views as view_choice
 from licag3d.phantom.anatomy import sample_patient, sample_tree
 from licag3d.phantom.case_settings import check_settings, check_tree, recorded, view_phases
-from licag3d.phantom.filling import Filling, filled_time_s, opacity_at, sample_filling
+from licag3d.phantom.filling import Filling, filled_time_s, opacified_path_mm, opacity_at, sample_filling
 from licag3d.phantom.motion import Motion, motion_of_tree, move_surroundings, move_tree, sample_motion
 from licag3d.phantom.thorax import sample_thorax
+from licag3d.phantom.twigs import without_twigs
 from licag3d.phantom.xray import Exposure, Surroundings, render_frame, sample_surroundings
 from licag3d.structures import VesselTree
 
@@ -154,7 +155,8 @@ def simulate_case(
         background: ``flat`` (uniform, noise) or ``full`` (thorax, catheter, scatter, blur, noise, display).
         isocentre_distance_mm: the centre of the tree lies within this distance of the isocentre, along each axis.
         held_out: number of views that no method sees.
-        disease: ``none`` or ``random``; ``twigs`` adds the vessels below 0.7 mm. Both as in ``sample_tree``.
+        disease: ``none`` or ``random``; ``twigs`` renders the vessels below 0.7 mm, which no truth
+            holds. Both as in ``sample_tree``.
         tree: a tree from elsewhere (CT labels) instead of a sampled one; ``disease`` is then put on it.
         phases: ``same`` (all views at end-diastole), ``different`` (the first at end-diastole, the others anywhere in
             the beat) or one cardiac phase per view.
@@ -242,25 +244,31 @@ def simulate_case(
         frame = render_frame(
             shown, camera, exposure, around, seed=[seed, 40, k], opacity=opacity, kappa=kappa, bits=bits
         )
+        line_integral, unscored = frame.line_integral, frame.twigs
+        scored = without_twigs(shown)
+        if twigs:  # rendered, but no part of the truth
+            line_integral = exposure.mu_per_mm * opacified_path_mm(scored, opacity, camera)
+            unscored = (frame.mask | (False if unscored is None else unscored)) & ~(line_integral > 0)
         made.append(
             ViewTruth(
                 camera,
                 (user + hidden)[k],
                 frame.image,
                 frame.measured,
-                frame.line_integral,
-                frame.mask,
+                line_integral,
+                line_integral > 0,
                 frame.devices,
-                None if moment == moments[0] else shown,
+                None if moment == moments[0] else scored,
                 *moment,
                 opacity,
                 frame.contrast_free_image,
                 frame.contrast_free_measured,
-                frame.twigs,
+                unscored,
             )
         )
+    tree = without_twigs(trees[0])
     return Case(
-        seed, artery, trees[0], tuple(made[:views]), tuple(made[views:]), exposure.mu_per_mm, settings, lesions, patient
+        seed, artery, tree, tuple(made[:views]), tuple(made[views:]), exposure.mu_per_mm, settings, lesions, patient
     )
 
 

@@ -171,8 +171,14 @@ def _write_picture(path: Path, case: Case, image: np.ndarray, camera: Camera, se
 
     bits = int(case.settings.get("bits", 8))
     write_xa(
-        path, image, camera, bits=bits, identity=_identity(case), series=series, description=f"Synthetic {path.stem}"
+        path, image, camera, bits=bits, identity=_identity(case), series=series, description=_described(case, path.stem)
     )
+
+
+def _described(case: Case, stem: str) -> str:
+    if stem.startswith("contrast_free"):
+        return f"Synthetic {stem}, {100 * case.settings['kappa']:g} % of the contrast left"
+    return f"Synthetic {stem}"
 
 
 def _identity(case: Case) -> tuple:
@@ -220,6 +226,8 @@ def _write_truths(folder: Path, views: tuple[ViewTruth, ...], content: Content) 
         write_bytes(folder / f"view_{k + 1}_mask.png", _png(view.mask.astype(np.uint8) * 255))
         if view.devices is not None and view.devices.any():
             write_bytes(folder / f"view_{k + 1}_devices.png", _png(view.devices.astype(np.uint8) * 255))
+        if view.twigs is not None and view.twigs.any():
+            write_bytes(folder / f"view_{k + 1}_twigs.png", _png(view.twigs.astype(np.uint8) * 255))
         if content.projections:
             write_bytes(folder / f"view_{k + 1}_projection.tif", _tiff(view.line_integral))
         if view.tree is not None:

@@ -234,3 +234,13 @@ def test_a_tree_from_elsewhere_is_used_as_it_is():
 def test_trees_from_elsewhere_that_cannot_be_rendered_are_refused(points, radius, words):
     with pytest.raises(InputError, match=words):
         simulate_case(1, "rca", tree=VesselTree((Branch(0, None, points, radius, "A"),)))
+
+
+def test_twigs_are_in_the_picture_and_in_no_truth():
+    plain = simulate_case(3, "rca", rows=192, cols=192, held_out=0)
+    case = simulate_case(3, "rca", twigs=True, rows=192, cols=192, held_out=0)
+    assert [b.name for b in case.tree.branches] == [b.name for b in plain.tree.branches]
+    assert len(case.patient.tree.branches) > len(case.tree.branches)
+    view = case.views[0]
+    assert view.twigs.sum() > 20 and not (view.twigs & view.mask).any()
+    assert np.median(view.measured[view.twigs]) > np.median(view.measured[~view.twigs & ~view.mask])
