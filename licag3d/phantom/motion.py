@@ -123,7 +123,8 @@ def sample_motion(rng: np.random.Generator, heart: Heart, centre_mm: np.ndarray)
         right=heart.right,
         length_mm=heart.apical_mm,
         radius_mm=0.25 * (heart.up_mm + heart.down_mm + heart.right_mm + heart.left_mm),
-        descent_right_mm=spread(23.0),
+        # The strongest draws go beyond what a ring is known to move.
+        descent_right_mm=min(spread(23.0), 32.0),
         descent_left_mm=spread(14.0),
         descent_crux_mm=spread(13.0),
         descent_root_mm=spread(9.0),
