@@ -255,7 +255,7 @@ def _sternotomy(rng: np.random.Generator, thorax: Thorax, ostium: np.ndarray) ->
         twist = np.stack((rng.normal(0, 0.7, 7), np.linspace(-1, -3, 7), np.linspace(0, 4, 7)), axis=1)
         ends = loop[0] + twist - twist[0]
         at = np.array((body.centre[0] + rng.normal(0, 2), front, z))
-        wires.append(_line(at + np.concatenate((ends[:0:-1], loop)), rng.uniform(0.38, 0.48)))
+        wires.append(_line(at + np.concatenate((ends[:0:-1], loop)), rng.uniform(0.28, 0.4)))
     found = [Device("sternal wire", tuple(wires), STEEL)]
     if rng.random() < 0.75:
         heart = thorax.solid[0]

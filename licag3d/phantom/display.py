@@ -81,7 +81,7 @@ def sample_display(rng: np.random.Generator) -> Display:
     margins = rng.uniform(0.001, 0.022, 4) + np.where(rng.random(4) < 0.12, rng.uniform(0.0, 0.02, 4), 0)
     return Display(
         family=name,
-        gamma=float(family.gamma * np.exp(rng.normal(0.15, 0.15))),
+        gamma=float(family.gamma * np.exp(rng.normal(0.28, 0.15))),
         shoulder=float(np.clip(family.shoulder + rng.normal(0, 0.15), 0, 0.8)),
         flatten=float(np.clip(family.flatten + rng.normal(0, 0.08), 0, 0.6)),
         sharpen=float(max(family.sharpen * np.exp(rng.normal(0, 0.35)), 0)),
@@ -90,7 +90,7 @@ def sample_display(rng: np.random.Generator) -> Display:
         field="square" if family.field == "cut" and rng.random() < 0.5 else family.field,
         low_percentile=float(rng.uniform(0.1, 0.6)),
         high_percentile=float(rng.uniform(96.5, 99.8)),
-        low_reserve=float(rng.uniform(0.25, 1.05)),
+        low_reserve=float(rng.uniform(0.4, 1.2)),
         high_reserve=float(rng.uniform(-0.02, 0.35)),
         margins=tuple(float(x) for x in (np.zeros(4) if none and family.field == "square" else margins)),
         edge_px=float(rng.uniform(0.5, 2.2)),

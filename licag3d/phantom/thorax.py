@@ -19,7 +19,7 @@ from licag3d.phantom.heart import Heart
 from licag3d.phantom.tubes import Line, path_length_mm
 
 SOFT_TISSUE_PER_MM, LUNG_BELOW_TISSUE_PER_MM = 0.0095, 0.0065
-SPINE_ABOVE_TISSUE_PER_MM, RIB_MARROW_PER_MM, LUNG_VESSEL_PER_MM = 0.0095, 0.001, 0.016
+SPINE_ABOVE_TISSUE_PER_MM, RIB_MARROW_PER_MM, LUNG_VESSEL_PER_MM = 0.0095, 0.001, 0.013
 CORTEX_PER_MM, RIB_CORTEX_PER_MM, PROCESS_PER_MM = 0.03, 0.014, 0.007
 _WAIST = 0.87  # of a vertebra, narrowest over widest width
 
@@ -236,7 +236,7 @@ def texture(rng: np.random.Generator, layers: Layers) -> np.ndarray:
     # Strands: the crests of a smooth field, drawn out in one direction of the image, as fascia and vessels of the lung
     # are; twice, at two widths.
     air = layers.lung_mm / 100
-    strands = np.exp(rng.uniform(np.log(0.007), np.log(0.022)))
+    strands = np.exp(rng.uniform(np.log(0.010), np.log(0.028)))
     for width in (1.3, 2.8, 6.0):
         field = band((width, width * rng.uniform(1.0, 1.8))[:: rng.choice((-1, 1))], 4.0)
         crest = np.exp(-np.abs(field) * 2.2)
@@ -316,13 +316,19 @@ def _lung_vessels(rng: np.random.Generator, centre: np.ndarray, middle: float):
         hilum = centre + (middle + side * 38, 32, 18)
         for _ in range(26):
             direction = np.array((side * rng.uniform(0.2, 1.0), rng.normal(0, 0.6), rng.normal(-0.2, 0.8)))
-            trunk = _twig(rng, hilum, direction, rng.uniform(60, 110), rng.uniform(1.6, 3.0))
+            # Vessels leave the hilum over some centimetres, not in one point.
+            start = hilum + rng.normal(0, (8, 10, 16)) + rng.uniform(0, 25) * _unit(direction)
+            trunk = _twig(rng, start, direction, rng.uniform(60, 110), rng.uniform(1.6, 3.0))
             yield trunk
             for _ in range(3):
                 at = rng.integers(5, len(trunk.points_lps_mm) - 3)
                 tangent = trunk.points_lps_mm[at + 1] - trunk.points_lps_mm[at]
                 tangent = tangent / np.linalg.norm(tangent) + rng.normal(0, 0.5, 3)
                 yield _twig(rng, trunk.points_lps_mm[at], tangent, rng.uniform(20, 50), 0.7 * trunk.radius_mm[at])
+
+
+def _unit(vector: np.ndarray) -> np.ndarray:
+    return vector / np.linalg.norm(vector)
 
 
 def _twig(rng: np.random.Generator, start: np.ndarray, direction: np.ndarray, length: float, radius: float) -> Line:
