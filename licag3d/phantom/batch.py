@@ -255,14 +255,21 @@ def make_batch(
 
 
 @torch.no_grad()
+def line_integrals(draws: Sequence[CaseDraw], supersample: int, device: torch.device | str) -> torch.Tensor:
+    """``(B, V, H, W)`` float32, no unit, of the true cameras."""
+    path_mm = torch.stack([_path_length_mm(draw, supersample, torch.device(device)) for draw in draws])
+    mu = torch.tensor([draw.lumen_mu_per_mm for draw in draws], dtype=torch.float32, device=path_mm.device)
+    return path_mm * mu[:, None, None, None]
+
+
+@torch.no_grad()
 def render_batch(
     draws: Sequence[CaseDraw], settings: BatchSettings, *, device: torch.device | str = "cpu"
 ) -> PhantomBatch:
     """The arithmetic of a batch, on the device: images, boxes, queries."""
     device = torch.device(device)
     mu = torch.tensor([draw.lumen_mu_per_mm for draw in draws], dtype=torch.float32, device=device)
-    path_mm = [_path_length_mm(draw, settings.supersample, device) for draw in draws]
-    images = torch.stack(path_mm) * mu[:, None, None, None]
+    images = line_integrals(draws, settings.supersample, device)
     centers = np.stack(
         [_box_center(draw, image, settings.box_center) for draw, image in zip(draws, images, strict=True)]
     )

@@ -222,6 +222,17 @@ def test_cameras_of_a_batch_are_stacked_in_order(batch):
     assert float(both.primary_deg[2]) == batch.user_cameras[1][0].primary_deg
 
 
+def test_throughput_is_measured_from_a_command(capsys):
+    from licag3d.phantom.throughput import main
+
+    assert main(["--batch", "1", "--batches", "1", "--size", "32", "--points", "64"]) == 0
+    rates = dict(line.split() for line in capsys.readouterr().out.splitlines())
+    assert set(rates) == {"cases_per_s", "draws_per_s", "rays_per_s", "queries_per_s"}
+    assert all(float(value) > 0 for value in rates.values())
+    with pytest.raises(InputError, match="--batches is 0"):
+        main(["--batches", "0"])
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_the_device_gives_what_the_cpu_gives(batch):
