@@ -12,7 +12,7 @@ from licag3d.errors import InputError
 from licag3d.geometry import Camera
 from licag3d.phantom import display
 from licag3d.phantom.filling import opacity_at
-from licag3d.phantom.motion import move_surroundings, move_tree
+from licag3d.phantom.motion import clear_motion, move_surroundings, move_tree
 from licag3d.phantom.simulate_case import Case
 from licag3d.phantom.twigs import without_twigs
 from licag3d.phantom.xray import Exposure, render_frame
@@ -88,6 +88,7 @@ def simulate_cine(
     patient = case.patient
     if patient is None:
         raise InputError("the case holds no patient to move; make it with simulate_case")
+    patient = replace(patient, motion=clear_motion(patient.tree, patient.motion))
     if not 0 <= view < len(case.views):
         raise InputError(f"view is {view}; the case has views 0 to {len(case.views) - 1}")
     for name, value, low, high in (
@@ -110,7 +111,7 @@ def simulate_cine(
     opacity = [opacity_at(patient.tree, float(t), filling) for t in times]
     mean = np.array([np.concatenate(list(values.values())).mean() for values in opacity])
     truth = case.views[view]
-    chain = _Chain(case, view, truth.true_camera, bits)
+    chain = _Chain(replace(case, patient=patient), view, truth.true_camera, bits)
 
     def quiet(k: int) -> np.ndarray:
         return chain.intensity(trees[k], float(phase[k]), float(breath[k]), opacity[k])

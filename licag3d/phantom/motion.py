@@ -255,6 +255,32 @@ def move_tree(
     )
 
 
+def clear_motion(tree: VesselTree, motion: Motion) -> Motion:
+    """The motion, weakened by fifths until no lumens touch at mid-ejection and end-systole that do not at rest.
+
+    Centrelines cannot cross by moving, but where the heart narrows, walls a third of a millimetre apart may meet.
+    """
+    from licag3d.phantom.anatomy import overlapping_branches
+    from licag3d.phantom.twigs import without_twigs
+
+    scored = without_twigs(tree)
+    if overlapping_branches(scored) is not None:
+        return motion
+    for _ in range(8):
+        if all(overlapping_branches(move_tree(scored, p, motion=motion)) is None for p in (0.2, END_SYSTOLE)):
+            break
+        motion = replace(
+            motion,
+            descent_right_mm=0.8 * motion.descent_right_mm,
+            descent_left_mm=0.8 * motion.descent_left_mm,
+            descent_crux_mm=0.8 * motion.descent_crux_mm,
+            descent_root_mm=0.8 * motion.descent_root_mm,
+            radial=0.8 * motion.radial,
+            twist_deg=0.8 * motion.twist_deg,
+        )
+    return motion
+
+
 def move_surroundings(surroundings: Surroundings, phase: float, respiration_mm: float, motion: Motion) -> Surroundings:
     """What lies around the tree at a phase and a depth of breath.
 

@@ -13,7 +13,7 @@ from licag3d.phantom import views as view_choice
 from licag3d.phantom.anatomy import sample_patient, sample_tree
 from licag3d.phantom.case_settings import check_settings, check_tree, recorded, view_phases
 from licag3d.phantom.filling import Filling, filled_time_s, opacified_path_mm, opacity_at, sample_filling
-from licag3d.phantom.motion import Motion, motion_of_tree, move_surroundings, move_tree, sample_motion
+from licag3d.phantom.motion import Motion, clear_motion, motion_of_tree, move_surroundings, move_tree, sample_motion
 from licag3d.phantom.thorax import sample_thorax
 from licag3d.phantom.twigs import without_twigs
 from licag3d.phantom.xray import Exposure, Surroundings, render_frame, sample_surroundings
@@ -217,6 +217,8 @@ def simulate_case(
         true = [view_choice.with_other_distances(camera, jitter, distance_jitter_mm) for camera in true]
     moments = _moments(seed, views, phases, respiration_mm) + [None] * held_out
     moments = [moments[0] if moment is None else moment for moment in moments]
+    if any(phase != 0 for phase, _ in moments):
+        motion = clear_motion(rest, motion)
     trees = [move_tree(rest, *moment, motion=motion) for moment in moments]
     points = np.concatenate([b.points_lps_mm for t in _distinct(trees, moments) for b in t.branches])
     spacing = view_choice.fit_spacing(true + hidden, points)
