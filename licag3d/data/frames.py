@@ -246,7 +246,7 @@ class _Reading:
             self._skip(name, f"cannot be read ({error.strerror})")
 
     def _skip(self, name: str, why: str) -> None:
-        self.skipped[_kind_of(why)] += 1
+        self.skipped[_kind_of(why, name.rsplit("/", 1)[-1])] += 1
         self._list(f"{name}: {why}")
 
     def _drop(self, name: str, why: str) -> int:
@@ -394,13 +394,18 @@ class HashSet:
         return False
 
 
-def _kind_of(message: str) -> str:
-    """An error message without names and numbers, so that thousands of files fall into a few kinds."""
+def _kind_of(message: str, leaf: str) -> str:
+    """What went wrong, without names, numbers and advice, so that thousands of files fall into a few kinds.
+
+    Example:
+        >>> _kind_of("a.png: the image has 20 x 20 pixels; at least 32 are needed", "a.png")
+        'the image has N x N pixels'
+    """
     import re
 
-    text = message.split(": ", 1)[-1] if ": " in message[:220] else message
-    text = re.sub(r"'[^']*'", "the file", text.split(": ")[0].split(" (")[0])
-    text = re.sub(r"^view the file ", "", text)
+    text = message.removeprefix(leaf + ": ")
+    text = re.sub(rf"^view {re.escape(repr(leaf))} (is )?", "", text)
+    text = re.split(r": | \(|; ", text)[0]
     return re.sub(r"\d+(\.\d+)*", "N", text)[:90]
 
 

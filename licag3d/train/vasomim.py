@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -208,9 +209,10 @@ def open_data(
             held.append(pools[1])
         facts["pool"] = True
     if folders:
-        from licag3d.data.frames import prepare_frames
+        from licag3d.data.frames import describe, prepare_frames
 
         bank = prepare_frames(folders, out / "frames")
+        print(f"{describe(bank)}\n  list: {bank.folder / 'skipped.txt'}", file=sys.stderr)
         inside, outside = bank.split(validation=0.05, seed=seed)
         training.append(inside)
         shares.append(1 - phantom_share if pool else 1.0)
