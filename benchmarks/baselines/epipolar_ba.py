@@ -2,8 +2,8 @@
 """Epipolar matching of centrelines with bundle adjustment, in its classical form: the clinical way.
 
 Skeletons of both views; every centreline piece of the first view is led through the second by dynamic programming along
-its epipolar lines; matched points are triangulated; the pose of the second view is refined on the matches by
-Levenberg-Marquardt; match and refinement alternate.
+its epipolar lines; bifurcations and vessel ends that the matching brings together are landmarks, on which the pose of
+the second view is refined by Levenberg-Marquardt; match and refinement alternate; matched points are triangulated.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from benchmarks.baselines import Inputs, Result
 from licag3d.geometry import Camera
 from licag3d.inversion.chains import Chains, chains_from_graph
-from licag3d.inversion.epipolar import EpipolarPair, epipolar_angles, epipolar_pair, triangulate
+from licag3d.inversion.epipolar import epipolar_angles, epipolar_pair, triangulate
 from licag3d.structures import VesselTree, View
 from licag3d.vessels.graph import trace_tree
 from licag3d.vessels.tree import prune_spurs, resample_tree
@@ -27,11 +27,13 @@ SOURCE = (
 )
 CORRECTS_OFFSET = True
 DIFFERS = (
-    "bifurcations are not clicked by an operator; the free scale is fixed by leaving the offset along the baseline "
-    "as it is; centrelines are traced by this project's tracer, so that only matching and geometry differ from ours"
+    "bifurcations are found, not clicked by an operator; the free scale is fixed by leaving the offset along the "
+    "baseline as it is; centrelines are traced by this project's tracer, so that only matching and geometry differ "
+    "from ours"
 )
 ROUNDS = 4
 TOLERANCE_MM = 2.5  # a point may lie this far off its epipolar line, at first; halved by the last round
+LANDMARK_MM = 8.0  # a landmark and its match may lie this far apart, at first; halved by the last round
 MISSED_PRICE = 3.0  # per mm without a match
 JUMP_PRICE = 0.6  # per mm of 3D step beyond twice the arc seen
 JUMP_CAP_MM = 10.0
@@ -47,7 +49,7 @@ def reconstruct(inputs: Inputs) -> Result:
     if min(chain.pieces for chain in chains) == 0:
         raise ValueError("a view shows no centreline")
     cameras = tuple(inputs.cameras[:2])
-    cost, matched = 0.0, 0
+    cost, matched, marks = 0.0, 0, (np.zeros((0, 2)),) * 2
     for number in range(ROUNDS):
         tolerance = TOLERANCE_MM * 0.5 ** (number / max(ROUNDS - 1, 1))
         where = match_points(cameras, chains, tolerance)
@@ -55,10 +57,12 @@ def reconstruct(inputs: Inputs) -> Result:
         matched = int(found.sum())
         if matched < 12:
             break
-        cameras, cost = refine_pose(inputs.cameras, cameras, chains[0].pixels[found], where[found])
+        marks = landmarks(cameras, chains, where, LANDMARK_MM * 0.5 ** (number / max(ROUNDS - 1, 1)))
+        points = (chains[0].pixels[found], where[found])
+        cameras, cost = refine_pose(inputs.cameras, cameras, points, marks)
     where = match_points(cameras, chains, 0.5 * TOLERANCE_MM)
     tree = build_tree(cameras, chains, where)
-    return Result(tree, cameras, {"matched_points": matched, "residual_mm": cost})
+    return Result(tree, cameras, {"matched_points": matched, "landmarks": len(marks[0]), "residual_mm": cost})
 
 
 def _chains(inputs: Inputs, k: int) -> Chains:
@@ -135,10 +139,49 @@ def _viterbi(unary: np.ndarray, points: np.ndarray, step_mm: np.ndarray, weight_
     return [-1 if s == states else s for s in path[::-1]]
 
 
+def landmarks(
+    cameras: tuple[Camera, Camera], chains: tuple[Chains, Chains], where: np.ndarray, within_mm: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Bifurcations and ends of both views that belong together, two arrays ``(M, 2)`` of pixels.
+
+    A point matched on a line says nothing about the pose, as some point of the line always lies in its epipolar plane;
+    a landmark does. The landmark of the second view is the one of the same kind nearest to where the matching has led
+    the first one's vessel, if it is within reach and off the epipolar plane by no more than half of that.
+    """
+    pair = epipolar_pair(*cameras)
+    reach = 0.5 * (cameras[0].sod_mm + cameras[1].sod_mm)
+    kinds = [np.where(c.crossing, -1, np.where(c.degree >= 3, 2, np.where(c.degree == 1, 1, -1))) for c in chains]
+    theta = [epipolar_angles(pair, camera, c.node_pixels)[0] for camera, c in zip(cameras, chains, strict=True)]
+    led: dict[int, list[np.ndarray]] = {}
+    for p in range(chains[0].pieces):
+        own = where[chains[0].start[p] : chains[0].start[p + 1]]
+        for node, end in zip(chains[0].node[p], (own[:4], own[::-1][:4]), strict=True):
+            known = end[np.isfinite(end[:, 0])]
+            if len(known):
+                led.setdefault(int(node), []).append(known[0])
+    first, second = [], []
+    for node, places in led.items():
+        same = np.flatnonzero(kinds[1] == kinds[0][node]) if kinds[0][node] > 0 else np.zeros(0, int)
+        if len(same) == 0:
+            continue
+        gap = np.linalg.norm(chains[1].node_pixels[same][:, None] - np.array(places)[None], axis=-1).min(1)
+        gap = gap * chains[1].mm_per_pixel
+        off = np.abs(theta[1][same] - theta[0][node]) * reach
+        gap = np.where(off <= 0.5 * within_mm, gap, np.inf)
+        best = int(np.argmin(gap))
+        if gap[best] <= within_mm:
+            first.append(chains[0].node_pixels[node])
+            second.append(chains[1].node_pixels[same[best]])
+    return np.array(first).reshape(-1, 2), np.array(second).reshape(-1, 2)
+
+
 def refine_pose(
-    given: tuple[Camera, ...], cameras: tuple[Camera, Camera], first_px: np.ndarray, second_px: np.ndarray
+    given: tuple[Camera, ...],
+    cameras: tuple[Camera, Camera],
+    points: tuple[np.ndarray, np.ndarray],
+    marks: tuple[np.ndarray, np.ndarray],
 ) -> tuple[tuple[Camera, Camera], float]:
-    """Levenberg-Marquardt type refinement on matched pixels ``(N, 2)``.
+    """Levenberg-Marquardt on matched pixels of both views, each ``(N, 2)``: points along vessels, and landmarks.
 
     Free: the angles of the second view and the secondary angle of the first, held near their reading; the offset across
     and toward the baseline, held near zero. Minimised: the robust distance of each pixel pair from a common epipolar
@@ -146,7 +189,7 @@ def refine_pose(
     the reprojection error.)
 
     Returns:
-        The cameras, and the median distance in mm.
+        The cameras, and the median distance of the landmarks in mm (0 without any).
     """
     from scipy.optimize import least_squares
 
@@ -164,27 +207,27 @@ def refine_pose(
         )
         return one, two.with_offset(np.asarray(given[1].offset_lps_mm) + x[:2] @ basis)
 
-    def off_plane(x: np.ndarray) -> np.ndarray:
+    def off_plane(x: np.ndarray, pixels: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
         one, two = build(x)
-        pair: EpipolarPair = epipolar_pair(one, two)
-        return (epipolar_angles(pair, one, first_px)[0] - epipolar_angles(pair, two, second_px)[0]) * reach
-
-    # Points along a vessel are not independent; about one in ten counts, or the prior would never be heard.
-    share = np.sqrt(0.1)
+        pair = epipolar_pair(one, two)
+        return (epipolar_angles(pair, one, pixels[0])[0] - epipolar_angles(pair, two, pixels[1])[0]) * reach
 
     def residuals(x: np.ndarray) -> np.ndarray:
-        miss = share * off_plane(x) / 0.3
-        soft = np.sign(miss) * np.sqrt(2 * (np.sqrt(1 + miss**2) - 1))
-        return np.concatenate([soft, x / prior])
+        # A landmark is placed within 0.5 mm; all points along vessels together weigh less than one.
+        share = np.sqrt(0.3 / max(len(points[0]), 1))
+        parts = []
+        for miss in (off_plane(x, marks) / 0.5, off_plane(x, points) / 0.3):
+            parts.append(np.sign(miss) * np.sqrt(np.log1p(miss**2)))
+        return np.concatenate([parts[0], share * parts[1], x / prior])
 
     start = np.zeros(5)
-    move = np.asarray(cameras[1].offset_lps_mm) - np.asarray(given[1].offset_lps_mm)
-    start[:2] = basis @ move
+    start[:2] = basis @ (np.asarray(cameras[1].offset_lps_mm) - np.asarray(given[1].offset_lps_mm))
     start[2] = cameras[0].secondary_deg - given[0].secondary_deg
     start[3] = cameras[1].primary_deg - given[1].primary_deg
     start[4] = cameras[1].secondary_deg - given[1].secondary_deg
     found = least_squares(residuals, start, method="lm", max_nfev=200)
-    return build(found.x), float(np.median(np.abs(off_plane(found.x))))
+    left = np.abs(off_plane(found.x, marks))
+    return build(found.x), float(np.median(left)) if len(left) else 0.0
 
 
 def build_tree(cameras: tuple[Camera, Camera], chains: tuple[Chains, Chains], where: np.ndarray) -> VesselTree:
