@@ -61,6 +61,9 @@ def markdown(store: dict, names: list[str], figures: list[str]) -> str:
         f"used, Python {machine['python']}, torch {machine['torch']}.",
         "",
     ]
+    missing = len(set(store["protocol"].get("planned", [])) - set(store["cases"]))
+    if missing:
+        lines += [f"**Unfinished: {missing} cases are still to be run.**", ""]
     if rival:
         lines += [f"**The rival to beat: `{rival}`**, the best mean on the cases that all rivals have in common.", ""]
     lines += _main_table(store, names) + _paired_table(store, names, rival)
@@ -114,7 +117,9 @@ def _paired_table(store: dict, names: list[str], rival: str | None) -> list[str]
 
 
 def _factor_table(store: dict, names: list[str], factor: str) -> list[str]:
-    groups = list(dict.fromkeys(g for n in names for g in store["summary"][n] if g.startswith(factor + "=")))
+    groups = list(
+        dict.fromkeys(g for n in names for g in store["summary"][n] if g.startswith(factor + "=") and "," not in g)
+    )
     groups.sort(key=lambda g: (_level(g) is None, _level(g) or 0.0, g))
     title = {"artery": "Artery", "separation_deg": "Separation", "offset_mm": "Offset", "background": "Background"}
     lines = ["", f"## {title[factor]}", "", _row(["method", *[g.replace("_", " ") for g in groups]])]

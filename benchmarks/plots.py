@@ -8,16 +8,8 @@ from html import escape
 
 #: Told apart also without colour: every series has its own marker.
 _COLOURS = (
-    "#c0392b",
-    "#1f5fa8",
-    "#2e8b57",
-    "#8e44ad",
-    "#d68910",
-    "#117a8b",
-    "#7f8c8d",
-    "#5d4037",
-    "#e377c2",
-    "#bcbd22",
+    *("#c0392b", "#1f5fa8", "#2e8b57", "#8e44ad", "#d68910", "#117a8b", "#7f8c8d", "#5d4037"),
+    *("#e377c2", "#bcbd22", "#000000", "#5dade2", "#82e0aa", "#f5b041", "#4a235a", "#b03a6f", "#145a32"),
 )
 _MARKERS = ("circle", "square", "diamond", "triangle")
 _PANEL, _LEFT, _TOP, _BOTTOM, _GAP = (360, 300), 56, 34, 50, 40

@@ -51,6 +51,8 @@ def run_split(
         InputError: the inputs of a case are no longer those that other methods were given.
     """
     prepare = prepare or (lambda case, folder: prepare_case(case.cell, case.seed, folder))
+    planned = store["protocol"].get("planned", [])
+    store["protocol"]["planned"] = list(dict.fromkeys([*planned, *(case.name for case in split.cases)]))
     for method in methods:
         store["methods"][method.name] = {
             "kind": method.kind,
