@@ -12,6 +12,7 @@ back-projections, which do not meet, have in common.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -172,18 +173,18 @@ def reconstruct(inputs: Inputs) -> Result:
         InputError: other than two views, or the weights are missing or damaged.
     """
     model, card = _loaded()
-    volume = occupancy(model, inputs)
+    volume = occupancy(model, inputs.masks, inputs.cameras)
     return Result(tree_of(volume, card["level"], card["radius_scale"], card["radius_shift_mm"]),
                   facts={"peak": float(volume.values.max())})  # fmt: skip
 
 
-def occupancy(model: nn.Module, inputs: Inputs) -> Volume:
-    """What the network makes of the masks of two views."""
-    if len(inputs.masks) != 2:
-        raise InputError(f"{len(inputs.masks)} views: this network takes two; give the reference and one more")
-    center = center_from_views(inputs.cameras, inputs.masks)
-    masks = [torch.from_numpy(np.asarray(mask, np.float32)) for mask in inputs.masks]
-    given = back_projection(masks, list(inputs.cameras), center)
+def occupancy(model: nn.Module, masks: Sequence[np.ndarray], cameras: Sequence[Camera]) -> Volume:
+    """What the network makes of the masks of two views, in the frame of the first."""
+    if len(masks) != 2:
+        raise InputError(f"{len(masks)} views: this network takes two; give the reference and one more")
+    center = center_from_views(cameras, masks)
+    images = [torch.from_numpy(np.asarray(mask, np.float32)) for mask in masks]
+    given = back_projection(images, list(cameras), center)
     return Volume(predict(model, given).numpy(), origin_of(center), VOXEL_MM)
 
 

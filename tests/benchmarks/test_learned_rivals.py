@@ -176,9 +176,8 @@ def test_the_folded_network_keeps_every_voxel_in_its_place():
 
 def test_only_two_views_are_taken():
     inputs = tube_inputs()
-    one = replace(inputs, masks=inputs.masks[:1], cameras=inputs.cameras[:1])
     with pytest.raises(InputError, match="1 views"):
-        deepca_style.occupancy(torch.nn.Identity(), one)
+        deepca_style.occupancy(torch.nn.Identity(), inputs.masks[:1], inputs.cameras[:1])
 
 
 # NeCA-style
