@@ -83,6 +83,21 @@ def test_run_leaves_a_picture_and_an_encoder_that_loads(run):
     assert encoder.hash != load_encoder("random:vit-mini").hash
 
 
+def test_finished_run_becomes_weights_with_a_card(run, tmp_path, capsys):
+    from licag3d import weights
+    from licag3d.models.vasomim import encoder_from
+    from licag3d.train import embed_encoder
+
+    _, out = run
+    assert embed_encoder.main(["--run", str(out), "--to", str(tmp_path)]) == 0
+    state, card = weights.load("encoder", tmp_path)
+    assert encoder_from(state, card["config"], "x").config == CONFIG
+    assert card["hash"] == load_encoder(out / "encoder.safetensors").hash and card["hash"] in capsys.readouterr().out
+    assert card["steps"] == 24 and len(card["curve"]) >= 6 and card["scores"]["validation"] and card["limits"]
+    with pytest.raises(InputError, match="does not exist"):
+        embed_encoder.embed(tmp_path / "nothing")
+
+
 def test_interrupted_run_resumes_with_the_losses_of_the_whole_one(run, frames, tmp_path, monkeypatch):
     _, whole = run
     from licag3d.train import vasomim as module
