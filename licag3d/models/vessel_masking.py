@@ -92,6 +92,10 @@ def draw_mask(distribution: Tensor, *, hidden: int, beta: float, generator: torc
     return torch.zeros_like(chosen).scatter_(1, (uniform[1] + 2.0 * chosen).topk(hidden, dim=1).indices, True)
 
 
+#: Keeps the collimator border from becoming pure noise: a quarter of an 8-bit grey value.
+SPREAD_FLOOR = 1e-3
+
+
 def vessel_share(vesselness: Tensor, mask: Tensor, patch_px: int, least: float = 0.05) -> Tensor:
     """Share of vessel patches among the hidden ones, a scalar.
 
@@ -101,15 +105,26 @@ def vessel_share(vesselness: Tensor, mask: Tensor, patch_px: int, least: float =
     return (vessel & mask).sum() / mask.sum().clamp_min(1)
 
 
-def normalise_patches(patches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Patches with mean 0 and variance 1 each, and that mean and standard deviation (He et al. 2022)."""
+def normalise_patches(patches: Tensor, floor: float = SPREAD_FLOOR) -> tuple[Tensor, Tensor, Tensor]:
+    """Patches with mean 0 and variance 1 each, and that mean and standard deviation (He et al. 2022).
+
+    ``floor`` is added to the standard deviation (in squares): flat patches, whose pattern is mostly quantum noise, then
+    weigh less than vessels.
+    """
     mean = patches.mean(-1, keepdim=True)
-    # The floor keeps flat patches (collimator) from becoming pure noise: 1e-3 is a quarter of an 8-bit grey value.
-    spread = (patches.var(-1, keepdim=True) + 1e-6).sqrt()
+    spread = (patches.var(-1, keepdim=True) + floor**2).sqrt()
     return (patches - mean) / spread, mean, spread
 
 
-def paste_visible(predicted: Tensor, images: Tensor, mask: Tensor, patch_px: int, *, normalised: bool = True) -> Tensor:
+def paste_visible(
+    predicted: Tensor,
+    images: Tensor,
+    mask: Tensor,
+    patch_px: int,
+    *,
+    normalised: bool = True,
+    floor: float = SPREAD_FLOOR,
+) -> Tensor:
     """I': the image with its hidden patches replaced by predictions and its visible ones untouched.
 
     Args:
@@ -120,18 +135,24 @@ def paste_visible(predicted: Tensor, images: Tensor, mask: Tensor, patch_px: int
     """
     true = patchify(images, patch_px)
     if normalised:
-        _, mean, spread = normalise_patches(true)
+        _, mean, spread = normalise_patches(true, floor)
         predicted = predicted * spread + mean
     return unpatchify(torch.where(mask[..., None], predicted, true), patch_px, images.shape[-2] // patch_px)
 
 
 def reconstruction_loss(
-    predicted: Tensor, images: Tensor, mask: Tensor, patch_px: int, *, normalised: bool = True
+    predicted: Tensor,
+    images: Tensor,
+    mask: Tensor,
+    patch_px: int,
+    *,
+    normalised: bool = True,
+    floor: float = SPREAD_FLOOR,
 ) -> Tensor:
     """Mean squared error over the pixels of the hidden patches."""
     target = patchify(images, patch_px)
     if normalised:
-        target = normalise_patches(target)[0]
+        target = normalise_patches(target, floor)[0]
     error = (predicted.float() - target).square().mean(-1)
     return (error * mask).sum() / mask.sum().clamp_min(1)
 
@@ -156,12 +177,13 @@ def masked_losses(
     segmentor: Callable[[Tensor], Tensor] | None = None,
     wanted: Tensor | None = None,
     normalised: bool = True,
+    floor: float = SPREAD_FLOOR,
 ) -> MaskedLosses:
     """Both losses of a step; without a segmentor the consistency is zero (plain MAE)."""
-    reconstruction = reconstruction_loss(predicted, images, mask, patch_px, normalised=normalised)
+    reconstruction = reconstruction_loss(predicted, images, mask, patch_px, normalised=normalised, floor=floor)
     if segmentor is None:
         return MaskedLosses(reconstruction, torch.zeros((), device=images.device))
-    pasted = paste_visible(predicted.float(), images, mask, patch_px, normalised=normalised)
+    pasted = paste_visible(predicted.float(), images, mask, patch_px, normalised=normalised, floor=floor)
     return MaskedLosses(reconstruction, consistency_loss(segmentor, pasted, wanted))
 
 

@@ -32,6 +32,8 @@ class MaskingSettings:
         eta: weight of the vesselness against the segmentor in the guidance.
         consistency: whether the anatomical consistency loss is used; without it there is no segmentor at all.
         normalised: targets of mean 0 and variance 1 per patch.
+        spread_floor: added to the standard deviation of a patch in that (grey values 0..1, squares added): flat patches
+            of quantum noise weigh less.
         segmentor_steps: steps of training the segmentor S on rough vessel masks.
     """
 
@@ -41,6 +43,7 @@ class MaskingSettings:
     eta: float = 0.5
     consistency: bool = True
     normalised: bool = True
+    spread_floor: float = 1e-3
     segmentor_steps: int = 400
 
     def __post_init__(self) -> None:
@@ -48,6 +51,8 @@ class MaskingSettings:
             value = getattr(self, name)
             if not low <= value <= high:
                 raise InputError(f"{name.replace('_', ' ')} is {value}; give {low} to {high}")
+        if not 1e-4 <= self.spread_floor <= 1:
+            raise InputError(f"spread floor is {self.spread_floor}; give 0.0001 to 1 (of the grey range)")
         if self.segmentor_steps < 1:
             raise InputError(f"segmentor steps is {self.segmentor_steps}; give at least 1")
 
@@ -75,6 +80,8 @@ def add_flags(parser) -> None:
     group.add_argument("--hidden", type=float, default=0.5, help="share of hidden patches")
     group.add_argument("--beta", type=float, default=0.5, help="guided share of them at the last step, from 0")
     group.add_argument("--eta", type=float, default=0.5, help="weight of vesselness against the segmentor")
+    text = "added to the spread of a patch when it is normalised, of the grey range: flat noisy patches weigh less"
+    group.add_argument("--spread-floor", type=float, default=1e-3, help=text)
     group.add_argument(
         "--no-consistency", action="store_true", help="guided masks, but no segmentor and no consistency"
     )
@@ -99,8 +106,9 @@ def main(arguments) -> int:
         raise InputError(f"--phantom-share is {arguments.phantom_share}; give more than 0 and less than 1")
     changes = {k: v for k, v in (("image_px", arguments.image_px), ("patch_px", arguments.patch_px)) if v is not None}
     config = config_of(arguments.size, **changes)
-    masking = replace(PLAIN, hidden=arguments.hidden) if arguments.plain else MaskingSettings(
-        hidden=arguments.hidden, beta_last=arguments.beta, eta=arguments.eta,
+    floor = arguments.spread_floor
+    masking = replace(PLAIN, hidden=arguments.hidden, spread_floor=floor) if arguments.plain else MaskingSettings(
+        hidden=arguments.hidden, beta_last=arguments.beta, eta=arguments.eta, spread_floor=floor,
         consistency=not arguments.no_consistency, segmentor_steps=arguments.segmentor_steps)  # fmt: skip
     outcome = pretrain(
         arguments.out, config, masking, settings, pool=arguments.pool, folders=arguments.frames or (),
@@ -263,7 +271,7 @@ def _loss(model, batch, step: int, config, masking: MaskingSettings, settings, s
     hidden = round(masking.hidden * config.patches)
     mask = vm.draw_mask(distribution, hidden=hidden, beta=beta)
     losses = vm.masked_losses(model(images, mask), images, mask, p, segmentor=segmentor, wanted=wanted,
-                              normalised=masking.normalised)  # fmt: skip
+                              normalised=masking.normalised, floor=masking.spread_floor)  # fmt: skip
     numbers = {"reconstruction": losses.reconstruction.detach(), "consistency": losses.consistency.detach(),
                "vessel_share": vm.vessel_share(vesselness, mask, p), "beta": beta}  # fmt: skip
     return losses.total, numbers
@@ -287,9 +295,9 @@ def _validate(average, data: PretrainingData, config, masking: MaskingSettings, 
         with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=settings.precision == "bf16"):
             predicted = average(images, mask)
         vessel = vm.patchify(vesselness, config.patch_px).mean(-1) >= 0.05
+        options = {"normalised": masking.normalised, "floor": masking.spread_floor}
         for kept, chosen in ((errors, mask), (vessel_errors, mask & vessel)):
-            kept.append(float(vm.reconstruction_loss(predicted, images, chosen, config.patch_px,
-                                                     normalised=masking.normalised)))  # fmt: skip
+            kept.append(float(vm.reconstruction_loss(predicted, images, chosen, config.patch_px, **options)))
     loss = sum(errors) / len(errors)
     return {"score": -loss, "reconstruction": loss, "vessel_reconstruction": sum(vessel_errors) / len(vessel_errors)}
 
@@ -314,7 +322,9 @@ def _write_picture(path: Path, model, data: PretrainingData, config, masking: Ma
     mask = vm.draw_mask(distribution, hidden=round(masking.hidden * config.patches), beta=masking.beta_last,
                         generator=torch.Generator().manual_seed(0))  # fmt: skip
     with torch.no_grad():
-        filled = vm.paste_visible(model(images, mask).float(), images, mask, p, normalised=masking.normalised)
+        filled = vm.paste_visible(
+            model(images, mask).float(), images, mask, p, normalised=masking.normalised, floor=masking.spread_floor
+        )
     seen = vm.unpatchify(torch.where(mask[..., None], 0.5, vm.patchify(images, p)), p, config.grid)
     rows = [torch.cat(list(x[:, 0]), dim=1) for x in (images, seen, filled, batch["vesselness"])]
     sheet = (torch.cat(rows).clamp(0, 1).numpy() * 255).astype(np.uint8)

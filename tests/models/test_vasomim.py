@@ -128,6 +128,17 @@ def test_pasting_keeps_visible_patches_and_a_perfect_prediction_gives_the_image_
     assert bool(same[~mask].all()) and not bool(same[mask].any())
 
 
+def test_a_floor_makes_flat_patches_weigh_less_and_pasting_still_inverts_it():
+    images = 0.5 + 0.2 * torch.rand(1, 1, 16, 16)
+    images[..., :8] = 0.5 + 0.002 * torch.rand(16, 8)
+    target = vm.normalise_patches(patchify(images, 8), 0.03)[0]
+    spread = target.std(-1)[0]
+    assert float(spread[::2].max()) < 0.05 and float(spread[1::2].min()) > 0.8
+    mask = torch.ones(1, 4, dtype=torch.bool)
+    assert torch.allclose(vm.paste_visible(target, images, mask, 8, floor=0.03), images, atol=1e-5)
+    assert float(vm.reconstruction_loss(target, images, mask, 8, floor=0.03)) < 1e-8
+
+
 def test_consistency_does_not_see_what_is_drawn_over_visible_patches():
     """The released code of the paper hands the segmentor the decoder's visible patches; here they cannot matter."""
     images, mask = torch.rand(1, 1, 32, 32), torch.zeros(1, 16, dtype=torch.bool)
