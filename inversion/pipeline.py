@@ -100,11 +100,14 @@ def reconstruct(
 
 def _evidence_stage(run: Run) -> tuple[tuple[VesselEvidence, ...], tuple[Chains, ...], StageRecord]:
     from licag3d.models.centerline2d import trace_centerlines
-    from licag3d.models.vessel_evidence import vessel_evidence
+    from licag3d.models.vessel_evidence import choose_method, vessel_evidence
 
     begin = time.perf_counter()
     names = ("probability", "line_integral", "confidence", "radius_px", "mask")
+    method = choose_method(run.settings.evidence)
     stored = run.store.load("evidence")
+    if stored and stored[1].get("method") != method:
+        stored = None
     evidence, chains = [], []
     for k, view in enumerate(run.views):
         run.progress(
@@ -115,7 +118,7 @@ def _evidence_stage(run: Run) -> tuple[tuple[VesselEvidence, ...], tuple[Chains,
         if stored:
             item = VesselEvidence(**{name: stored[0][f"{name}_{k}"] for name in names})
         else:
-            item = vessel_evidence(view, device=run.settings.device)
+            item = vessel_evidence(view, method=method, device=run.settings.device)
         graph = trace_centerlines(item, view)
         chain = chains_from_graph(graph, view.camera)
         if chain.length_mm < SHORTEST_VESSEL_MM:
@@ -126,9 +129,12 @@ def _evidence_stage(run: Run) -> tuple[tuple[VesselEvidence, ...], tuple[Chains,
         evidence.append(item)
         chains.append(chain)
     if not stored:
-        run.store.save("evidence", {f"{n}_{k}": getattr(e, n) for k, e in enumerate(evidence) for n in names}, {})
+        arrays = {f"{n}_{k}": getattr(e, n) for k, e in enumerate(evidence) for n in names}
+        run.store.save("evidence", arrays, {"method": method})
     seconds = time.perf_counter() - begin
     length = [chain.length_mm for chain in chains]
+    given = sum(view.mask is not None for view in run.views)
+    said = "masks given" if given == len(run.views) else f"{method} evidence" + (", some masks given" if given else "")
     run.progress("evidence", 1.0, " + ".join(f"{x:.0f}" for x in length) + " mm of centreline")
     return (
         tuple(evidence),
@@ -141,7 +147,7 @@ def _evidence_stage(run: Run) -> tuple[tuple[VesselEvidence, ...], tuple[Chains,
                 f"View {k + 1}": pictures.evidence_picture(v, e)
                 for k, (v, e) in enumerate(zip(run.views, evidence, strict=True))
             },
-            "Vessels found in each view: " + ", ".join(f"{x:.0f} mm" for x in length) + " of centreline.",
+            f"Vessels found in each view ({said}): " + ", ".join(f"{x:.0f} mm" for x in length) + " of centreline.",
         ),
     )
 

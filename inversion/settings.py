@@ -44,6 +44,7 @@ class InversionSettings:
     seed: int = 0
     device: str = "cpu"
     camera_correction: str = "evolution"
+    evidence: str = "auto"
     search: SearchSettings = SearchSettings()
     match: MatchSettings = MatchSettings()
     fill: FillSettings = FillSettings()
@@ -58,6 +59,7 @@ def inversion_settings(
     device: str = "cpu",
     spacing_mm: float = 0.5,
     camera_correction: str = "evolution",
+    evidence: str = "auto",
 ) -> InversionSettings:
     """Settings of a quality.
 
@@ -66,6 +68,7 @@ def inversion_settings(
             long refinement).
         spacing_mm: voxel size of the delivered volumes, 0.1 to 5 mm.
         camera_correction: ``evolution`` or ``none`` (cameras are taken as exact).
+        evidence: ``learned``, ``classical`` or ``auto`` (:func:`licag3d.models.vessel_evidence.vessel_evidence`).
 
     Raises:
         InputError: a value out of range.
@@ -83,6 +86,7 @@ def inversion_settings(
         seed=seed,
         device=device,
         camera_correction=camera_correction,
+        evidence=evidence,
         search=SearchSettings(starts=starts, generations=generations),
         field=FieldSettings(spacing_mm=spacing_mm, iterations=iterations),
     )

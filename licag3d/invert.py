@@ -38,6 +38,13 @@ def parser() -> Parser:
     add_geometry_flags(made)
     made.add_argument("--masks", nargs="+", metavar="FILE", help="vessel masks, one image per view (vessels not zero)")
     made.add_argument(
+        "--evidence",
+        choices=("auto", "learned", "classical"),
+        default="auto",
+        help="how vessels are found: by a trained network, by oriented filters, or auto: the network where its weights "
+        "are installed",
+    )
+    made.add_argument(
         "--camera-correction",
         choices=("evolution", "none"),
         default="evolution",
@@ -106,6 +113,7 @@ def main(argv: list[str]) -> int:
         device=_device(given.device),
         spacing_mm=given.spacing,
         camera_correction=given.camera_correction,
+        evidence=given.evidence,
     )
     views, notes = read_views(given.views, masks=given.masks, **geometry_of(given))
     # What was read as it should be stands under each view in the report; here only what a user must know.

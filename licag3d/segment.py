@@ -23,9 +23,12 @@ def parser() -> argparse.ArgumentParser:
                                                                  "FILE#8 means frame 8, counted from 0; without it the "
                                                                  "key frame of a cine is found")
     result.add_argument("--out", required=True, metavar="DIR", help="folder for the results")
-    result.add_argument("--evidence", choices=("classical", "learned"), default="classical",
-                        help="oriented filters, or a trained network")
-    result.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where the filters run")
+    result.add_argument("--evidence", choices=("auto", "learned", "classical"), default="auto",
+                        help="learned: a trained network; classical: oriented filters; auto: learned where its weights "
+                             "are installed")
+    result.add_argument("--weights", default="segmentor", metavar="FILE",
+                        help="own weights (.safetensors of python -m licag3d.train segmentor) instead of the embedded")
+    result.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute")
     add_geometry_flags(result)
     add_debug_flag(result)
     return result
@@ -34,9 +37,12 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str]) -> int:
     arguments = parser().parse_args(argv)
     geometry = geometry_of(arguments)
-    if arguments.evidence == "learned":
-        raise InputError("--evidence learned: no network is part of this version; use --evidence classical")
+    if arguments.weights != "segmentor" and not (
+        arguments.weights.endswith(".safetensors") and Path(arguments.weights).is_file()
+    ):
+        raise InputError(f"--weights {arguments.weights}: give a .safetensors file of licag3d.train segmentor")
     from licag3d.io.atomic import check_output_folder, staged_folder
+    from licag3d.models.vessel_evidence import choose_method
 
     files = list_inputs(arguments.files)
     folder = check_output_folder(arguments.out)
@@ -44,10 +50,12 @@ def main(argv: list[str]) -> int:
     from licag3d.io.views import read_views
     from licag3d.models.vessel_evidence import vessel_evidence
 
+    method = choose_method(arguments.evidence, arguments.weights)
+    print(f"evidence: {method}")
     with staged_folder(folder) as stage:
         for file, name in zip(files, output_names(files), strict=True):
             (view,), _ = read_views([file], need_geometry=False, **geometry)
-            evidence = vessel_evidence(view, device=device)
+            evidence = vessel_evidence(view, method=method, device=device, weights=arguments.weights)
             write_evidence(stage, name, view, evidence)
             print(f"{name}: vessels on {100 * evidence.mask.mean():.1f} % of the image", flush=True)
             for note in view.notes:

@@ -24,7 +24,8 @@ def frame_file(tmp_path):
 
 def test_writes_three_files_of_the_size_of_the_input(frame_file, tmp_path, capsys):
     out = tmp_path / "out"
-    assert status_of(segment.main, [str(frame_file), "--out", str(out), "--device", "cpu"]) == 0
+    flags = ["--out", str(out), "--device", "cpu", "--evidence", "classical"]
+    assert status_of(segment.main, [str(frame_file), *flags]) == 0
     assert sorted(p.name for p in out.iterdir()) == ["frame_overlay.png", "frame_projection.tif", "frame_vessel.png"]
     probability = np.asarray(Image.open(out / "frame_vessel.png"))
     projection = np.asarray(Image.open(out / "frame_projection.tif"))
@@ -50,7 +51,7 @@ def test_equal_names_are_told_apart():
     assert segment.output_names(["x/a.png", "y/a.png", "y/A.png"]) == ["a_png", "a_png_2", "A_png_3"]
 
 
-@pytest.mark.parametrize("arguments", [["missing.png"], ["{folder}"], ["{frame}", "--evidence", "learned"],
+@pytest.mark.parametrize("arguments", [["missing.png"], ["{folder}"], ["{frame}", "--weights", "none.safetensors"],
                                        ["{text}"]])
 def test_bad_input_is_one_line_and_writes_nothing(arguments, frame_file, tmp_path, capsys):
     empty, text = tmp_path / "empty", tmp_path / "text.png"

@@ -22,13 +22,17 @@ import numpy as np
 from licag3d.command import Parser, add_debug_flag, run
 from licag3d.errors import InputError
 
-SCHEMA = "licag3d-phantom-frames-1"
+SCHEMA = "licag3d-phantom-frames-2"
 ROWS = 512
 VIEWS_PER_CASE = 3
 #: Layers of a stored frame, in order.
-LAYERS = ("image", "contrast_free", "line_integral", "codes")
-#: ``codes`` = label of the branch + VESSEL + DEVICE; exact in float16, which holds whole numbers to 2048.
-LABELS, VESSEL, DEVICE = 64, 64, 128
+LAYERS = ("image", "contrast_free", "contrast", "line_integral", "codes")
+#: ``codes`` = label of the branch + VESSEL + DEVICE + FAINT; exact in float16, which holds whole numbers to 2048.
+LABELS, VESSEL, DEVICE, FAINT = 64, 64, 128, 256
+#: Of the full contrast: below the first a vessel does not count as one, below the second it may or may not be found.
+UNSEEN, BARELY = 0.12, 0.35
+#: Line integral from which on a twig can be seen at all.
+TWIG_SEEN = 0.03
 MAX_FRAMES = 1_000_000
 
 
@@ -38,11 +42,13 @@ class PhantomFrame:
 
     Args:
         image: uint8, as displayed, vessels dark; noise, blur, scatter, devices, collimator, everything.
-        contrast_free: float32, minus log of the intensity without vessels, noise, blur and scatter (devices in it).
+        contrast_free: float32, minus log of the intensity without contrast, noise, blur and scatter (devices in it).
+        contrast: float32, what contrast adds to that: vessels, twigs, lumen of the catheter, reflux; hardened beam.
         line_integral: float32, p of the vessels, no unit.
-        mask: bool, pixels whose ray meets a vessel.
+        mask: bool, pixels whose ray meets a vessel with contrast.
         devices: bool, pixels whose ray meets a catheter, a wire or another device.
-        labels: uint8, 1 + index into ``branch_names`` of the nearest branch on ``mask``, 0 elsewhere.
+        faint: bool, vessels that may be left out of a loss: twigs that no truth holds, and barely filled ones.
+        labels: uint8, 1 + index into ``branch_names`` of the branch shown on ``mask``, 0 elsewhere.
         branch_names: names of the branches of the tree.
         mm_per_pixel: at the isocentre.
         seed, artery, view: where it comes from.
@@ -50,9 +56,11 @@ class PhantomFrame:
 
     image: np.ndarray
     contrast_free: np.ndarray
+    contrast: np.ndarray
     line_integral: np.ndarray
     mask: np.ndarray
     devices: np.ndarray
+    faint: np.ndarray
     labels: np.ndarray
     branch_names: tuple[str, ...]
     mm_per_pixel: float
@@ -64,52 +72,83 @@ class PhantomFrame:
 def render_case(seed: int, *, views: int = VIEWS_PER_CASE, rows: int = ROWS) -> list[PhantomFrame]:
     """Frames of one phantom patient; right and left arteries alternate with the seed.
 
-    Angles, zoom and table position vary more than in a benchmark case: a training frame may cut vessels off.
+    Angles, zoom, cardiac phase, breath and filling are drawn anew for every view: a training frame may cut vessels off
+    or show them half filled.
     """
     from licag3d.phantom import views as view_choice
     from licag3d.phantom.anatomy import sample_patient, sample_tree
+    from licag3d.phantom.filling import sample_filling
+    from licag3d.phantom.motion import move_surroundings, move_tree, sample_motion
     from licag3d.phantom.thorax import sample_thorax
     from licag3d.phantom.xray import Exposure, sample_surroundings
 
     artery = ("rca", "lca")[seed % 2]
     rng = np.random.default_rng([seed, 60])
-    tree = sample_tree(seed, artery)
+    tree = sample_tree(seed, artery, disease="random", twigs=bool(rng.random() < 0.6))
     points = np.concatenate([branch.points_lps_mm for branch in tree.branches])
     move = rng.uniform(-15, 15, 3) - 0.5 * (points.min(0) + points.max(0))
     tree = replace(tree, branches=tuple(replace(b, points_lps_mm=b.points_lps_mm + move) for b in tree.branches))
+    heart = sample_patient(seed).heart
+    motion = sample_motion(rng, heart, move)
     geometry = view_choice.choose_geometry(rng)
     angles = view_choice.choose_angles(rng, artery, views, float(rng.uniform(25, 90)))
     cameras = [view_choice.make_camera(a, geometry, rows, rows) for a in angles]
     spacing = view_choice.fit_spacing(cameras, points + move)
-    thorax = sample_thorax(rng, sample_patient(seed).heart, move)
-    surroundings = sample_surroundings(rng, tree, thorax)
+    surroundings = sample_surroundings(rng, tree, sample_thorax(rng, heart, move))
+    filling = sample_filling(rng, artery)
     frames = []
     for k, camera in enumerate(cameras):
         # Real frames are often closer than the whole tree needs.
         camera = view_choice.with_spacing(camera, spacing * float(rng.uniform(0.72, 1.05)))
         exposure = Exposure.sample(np.random.default_rng([seed, 61, k]))
-        frames.append(_render(tree, camera, exposure, surroundings, seed, artery, k))
+        phase, breath = float(rng.uniform()), float(rng.uniform(-3, 8))
+        opacity = _opacity(rng, tree, filling)
+        shown = move_tree(tree, phase, breath, motion=motion)
+        around = move_surroundings(surroundings, phase, breath, motion)
+        frames.append(_render(shown, camera, exposure, around, opacity, (seed, artery, k)))
     return frames
 
 
-def _render(tree, camera, exposure, surroundings, seed: int, artery: str, view: int) -> PhantomFrame:
-    from licag3d.phantom.tubes import path_length_mm
+def _opacity(rng: np.random.Generator, tree, filling):
+    """Contrast per branch: everywhere in most frames, else of a moment while it flows in or washes out."""
+    from licag3d.phantom.filling import filled_time_s, opacity_at
+
+    if rng.random() < 0.65:
+        return None
+    full = filled_time_s(tree, filling)
+    return opacity_at(tree, full + float(rng.normal(0, 0.8)), filling)
+
+
+def _render(tree, camera, exposure, surroundings, opacity, origin) -> PhantomFrame:
+    from licag3d.phantom.tubes import path_length_mm, tree_lines
+    from licag3d.phantom.twigs import without_twigs
     from licag3d.phantom.xray import render_frame
 
+    seed, artery, view = origin
     noise = [seed, 62, view]
-    seen = render_frame(tree, camera, exposure, surroundings, noise)
-    # The same moment with a perfect detector: what is left after subtracting the vessels is everything else.
+    seen = render_frame(tree, camera, exposure, surroundings, noise, opacity=opacity)
+    # The same moment with a perfect detector, with and without contrast.
     perfect = replace(exposure, quanta=1e9, scatter=0.0, focal_spot_mm=0.0, detector_blur_px=0.0)
-    clean = render_frame(tree, camera, perfect, surroundings, noise)
-    lines = [surroundings.catheter] + ([surroundings.wire] if surroundings.wire is not None else [])
+    clean = render_frame(tree, camera, perfect, surroundings, noise, opacity=opacity, kappa=0.0)
+    named = without_twigs(tree)
+    path_mm = path_length_mm(tree_lines(named), camera)
+    filled = seen.line_integral / np.maximum(exposure.mu_per_mm * path_mm, 1e-6)
+    mask = (path_mm > 0) & seen.mask & (filled > UNSEEN)
+    twigs = seen.mask & (path_mm <= 0)
+    if seen.twigs is not None:
+        twigs |= seen.twigs & ~mask
+    contrast = clean.measured - clean.contrast_free_measured
+    barely = (path_mm > 0) & (filled > 0.03) & (filled < BARELY)
     return PhantomFrame(
         image=seen.image,
-        contrast_free=clean.measured - clean.line_integral,
-        line_integral=seen.line_integral,
-        mask=seen.mask,
-        devices=path_length_mm(lines, camera) > 0,
-        labels=branch_labels(tree, camera, seen.mask),
-        branch_names=tuple(branch.name for branch in tree.branches),
+        contrast_free=clean.contrast_free_measured,
+        contrast=contrast,
+        line_integral=np.where(mask, seen.line_integral, 0).astype(np.float32),
+        mask=mask,
+        devices=seen.devices,
+        faint=(twigs & (contrast > TWIG_SEEN)) | barely,
+        labels=branch_labels(named, camera, mask),
+        branch_names=tuple(branch.name for branch in named.branches),
         mm_per_pixel=float(camera.mm_per_pixel),
         seed=seed,
         artery=artery,
@@ -145,8 +184,9 @@ def write_frame(folder: Path, frame: PhantomFrame) -> str:
 
     from licag3d.io.atomic import write_bytes
 
-    codes = frame.labels.astype(np.float16) + VESSEL * frame.mask + DEVICE * frame.devices
-    stack = np.stack([frame.image, frame.contrast_free, frame.line_integral, codes]).astype(np.float16)
+    codes = frame.labels.astype(np.float16) + VESSEL * frame.mask + DEVICE * frame.devices + FAINT * frame.faint
+    layers = (frame.image, frame.contrast_free, frame.contrast, frame.line_integral, codes)
+    stack = np.stack(layers).astype(np.float16)
     buffer = io.BytesIO()
     np.save(buffer, stack, allow_pickle=False)
     name = f"{frame.seed}_{frame.artery}_{frame.view}.npy"
@@ -248,7 +288,7 @@ class PhantomPool:
         return len(found)
 
     def layers(self, number: int) -> np.ndarray:
-        """Stored layers ``(4, rows, cols)`` float16 (:data:`LAYERS`), memory-mapped."""
+        """Stored layers ``(5, rows, cols)`` float16 (:data:`LAYERS`), memory-mapped."""
         entry = self.entries[number]
         try:
             stack = np.load(self.folder / entry["file"], mmap_mode="r", allow_pickle=False)
@@ -261,14 +301,16 @@ class PhantomPool:
     def frame(self, number: int) -> PhantomFrame:
         """Frame ``number`` with its layers taken apart."""
         entry = self.entries[number]
-        image, rest, p, codes = np.asarray(self.layers(number))
+        image, rest, contrast, p, codes = np.asarray(self.layers(number))
         codes = codes.astype(np.int32)
         return PhantomFrame(
             image=image.astype(np.uint8),
             contrast_free=rest.astype(np.float32),
+            contrast=contrast.astype(np.float32),
             line_integral=p.astype(np.float32),
             mask=(codes & VESSEL) > 0,
             devices=(codes & DEVICE) > 0,
+            faint=(codes & FAINT) > 0,
             labels=(codes % LABELS).astype(np.uint8),
             branch_names=tuple(entry["branches"]),
             mm_per_pixel=float(entry["mm_per_pixel"]),

@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 
 from licag3d.data.distractors import Distractor, text_mask
-from licag3d.data.phantom_frames import DEVICE, VESSEL, PhantomPool
+from licag3d.data.phantom_frames import DEVICE, FAINT, VESSEL, PhantomPool
 from licag3d.models.segmentor import normalise
 
 #: Pixel sizes at the isocentre that samples have, mm; frames of other scales are resized for the network.
-SCALE_MM = (0.15, 0.34)
+SCALE_MM = (0.16, 0.34)
 
 
 @dataclass(frozen=True)
@@ -34,14 +34,28 @@ class Randomisation:
         shutter: collimator edges cross the sample. text: burnt-in writing.
     """
 
-    size: int = 256
-    shown: float = 0.35
+    size: int = 320
+    shown: float = 0.4
     empty: float = 0.06
-    foreign: float = 0.3
-    fade: float = 0.2
-    distractors: float = 0.6
+    foreign: float = 0.12
+    fade: float = 0.15
+    distractors: float = 0.45
     shutter: float = 0.35
     text: float = 0.08
+
+
+@dataclass(frozen=True)
+class _Crop:
+    """Layers of a crop, each (1, s, s); beyond the frame the first two are continued and the others are zero."""
+
+    image: torch.Tensor
+    contrast_free: torch.Tensor
+    contrast: torch.Tensor
+    p: torch.Tensor
+    vessel: torch.Tensor
+    device: torch.Tensor
+    faint: torch.Tensor
+    outside: torch.Tensor
 
 
 class SampleStream:
@@ -56,7 +70,8 @@ class SampleStream:
 
     def batch(self, step: int, size: int) -> dict[str, torch.Tensor]:
         """``size`` samples: ``x`` (n, 2, s, s) network input, ``vessel``, ``device`` (n, 1, s, s) in 0..1, ``p``
-        (n, 1, s, s) line integral as shown, ``weight`` (n, 1, s, s) zero where the truth is a matter of taste.
+        (n, 1, s, s) line integral as shown, ``weight`` (n, 1, s, s) zero where the truth is a matter of taste,
+        ``known`` (n, 1, 1, 1) one: p and devices are known.
         """
         samples = [self.sample(step * size + k) for k in range(size)]
         return {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}
@@ -67,36 +82,46 @@ class SampleStream:
         rng = np.random.default_rng([self.seed, 71, index])
         noise = torch.Generator().manual_seed(int(rng.integers(2**62)))
         number = int(rng.integers(self.frames))
-        image, rest, p, vessel, device = self._crop(rng, number)
-        outside = image < -0.5
-        kind = rng.random()
+        frame = self._crop(rng, number)
+        p, vessel, device = frame.p, frame.vessel, frame.device
+        weight = 1 - frame.faint
         empty = rng.random() < s.empty
-        weight = torch.ones_like(p)
-        if kind < s.shown and not empty:
-            grey = _retouch(rng, (image / 255).clamp(0, 1), noise)
+        if rng.random() < s.shown and not empty:
+            grey = retouch(rng, (frame.image / 255).clamp(0, 1), noise)
         else:
+            contrast = frame.contrast
             if rng.random() < s.foreign:
-                _, _, p, vessel, _ = self._crop(rng, int(rng.integers(self.frames)))
-            gain = 0.0 if empty else float(np.exp(rng.normal(-0.1, 0.3)).clip(0.4, 1.7))
+                other = self._crop(rng, int(rng.integers(self.frames)))
+                contrast, p, vessel, weight = other.contrast, other.p, other.vessel, 1 - other.faint
+                # The lumen of the other catheter comes with its contrast.
+                device = torch.maximum(device, other.device * (contrast > 0.05))
+            gain = 0.0 if empty else float(np.exp(rng.normal(-0.05, 0.3)).clip(0.4, 1.8))
             if rng.random() < s.fade:
                 fill = _filling(rng, p.shape[-1])
-                weight = torch.where((vessel > 0.5) & (fill > 0.08) & (fill < 0.3), 0.0, 1.0)
+                weight = torch.where((vessel > 0.5) & (fill > 0.08) & (fill < 0.3), 0.0, weight)
                 vessel, gain = vessel * (fill > 0.15), gain * fill
-            p, vessel = p * gain, vessel * (0.0 if empty else 1.0)
+            contrast, p, vessel = contrast * gain, p * gain, vessel * (0.0 if empty else 1.0)
+            weight = torch.ones_like(weight) if empty else weight
             added, more = self._distractors(rng, p.shape[-1])
             device = torch.maximum(device, more)
-            grey = _expose(rng, noise, rest, p, added)
-        grey, hidden = _cover(rng, grey, outside, s)
+            grey = _expose(rng, noise, frame.contrast_free, contrast + added)
+        grey, hidden = _cover(rng, grey, frame.outside, s)
         known = bool(rng.random() < 0.5)
         seen = ~hidden
         x = normalise(grey[None], (seen if known else torch.ones_like(seen))[None])[0]
         weight = torch.where(hidden, torch.where(vessel > 0.5, 0.0, weight), weight)
-        return {"x": x, "vessel": vessel * seen, "device": device * seen, "p": p * seen, "weight": weight, "grey": grey}
+        return {
+            "x": x,
+            "vessel": vessel * seen,
+            "device": device * seen,
+            "p": p * seen,
+            "weight": weight,
+            "known": torch.ones(1, 1, 1),
+            "grey": grey,
+        }
 
-    def _crop(self, rng: np.random.Generator, number: int):
-        """Layers image, contrast_free, p, vessel, device, each (1, s, s), turned, scaled and mirrored; the image is -1
-        outside of the frame, contrast_free is continued there.
-        """
+    def _crop(self, rng: np.random.Generator, number: int) -> _Crop:
+        """A frame, turned a little, scaled, and mirrored left to right."""
         s = self.settings.size
         stack = self.pool.layers(number)
         rows, cols = stack.shape[1:]
@@ -104,14 +129,15 @@ class SampleStream:
         zoom = float(np.clip(np.exp(rng.uniform(*np.log(SCALE_MM))) / have, 0.6, 1.6))
         centre = rng.uniform(0.15, 0.85, 2) * (cols, rows)
         if rng.random() < 0.65:
-            row, col = np.nonzero(stack[3, ::8, ::8] % DEVICE >= VESSEL)
+            row, col = np.nonzero(stack[4, ::8, ::8] % DEVICE >= VESSEL)
             if len(row):
                 chosen = int(rng.integers(len(row)))
                 centre = 8 * np.array((col[chosen], row[chosen])) + rng.uniform(-0.4, 0.4, 2) * s * zoom
         # The whole frame must not lie outside.
         half = 0.43 * s * zoom
         centre = np.clip(centre, min(half, cols / 2), (max(cols - half, cols / 2), max(rows - half, rows / 2)))
-        turn = float(np.deg2rad(rng.normal(0, 12) + 90 * rng.integers(4)))
+        # Frames are upright: that catheters come from above helps to tell them from vessels.
+        turn = float(np.deg2rad(rng.normal(0, 12)))
         flip = -1.0 if rng.random() < 0.5 else 1.0
         at = torch.arange(s, dtype=torch.float32) - (s - 1) / 2
         v, u = torch.meshgrid(at, at * flip, indexing="ij")
@@ -122,15 +148,24 @@ class SampleStream:
         left, right = (int(n) for n in np.clip((math.floor(x.min()), math.ceil(x.max()) + 1), (0, 2), (cols - 2, cols)))
         top, low = (int(n) for n in np.clip((math.floor(y.min()), math.ceil(y.max()) + 1), (0, 2), (rows - 2, rows)))
         part = torch.from_numpy(np.array(stack[:, top:low, left:right])).float()
-        device = (part[3] >= DEVICE).float()
-        vessel = (part[3] - DEVICE * device >= VESSEL).float()
+        codes = part[4].to(torch.int16)
+        vessel, device, faint = ((codes & bit > 0).float() for bit in (VESSEL, DEVICE, FAINT))
         grid = torch.stack([(2 * (x - left) + 1) / (right - left) - 1, (2 * (y - top) + 1) / (low - top) - 1], -1)
-        layers = torch.stack([part[0], part[1], part[2], vessel, device])[None]
+        layers = torch.stack([*part[:4], vessel, device, faint])[None]
         cut = F.grid_sample(layers, grid[None], padding_mode="border", align_corners=False)[0]
-        seen = (~outside).float()
-        image = torch.where(outside, -1.0, cut[0])
-        vessel = (cut[3] > 0.5).float() * seen
-        return image[None], cut[1:2], (cut[2] * vessel)[None], vessel[None], ((cut[4] > 0.5) * seen)[None]
+        image, rest, contrast, p, vessel, device, faint = cut[:, None]
+        seen = (~outside).float()[None]
+        vessel = (vessel > 0.5) * seen
+        return _Crop(
+            image=image,
+            contrast_free=rest,
+            contrast=contrast * seen,
+            p=p * vessel,
+            vessel=vessel,
+            device=(device > 0.5) * seen,
+            faint=((faint > 0.5) & (vessel < 0.5)) * seen,
+            outside=outside[None],
+        )
 
     def _distractors(self, rng: np.random.Generator, size: int) -> tuple[torch.Tensor, torch.Tensor]:
         total, device = torch.zeros(1, size, size), torch.zeros(1, size, size)
@@ -179,20 +214,20 @@ def _filling(rng: np.random.Generator, size: int) -> torch.Tensor:
     return torch.sigmoid(float(rng.uniform(3, 12)) * (field + float(rng.uniform(-0.3, 1.2))))
 
 
-def _expose(rng, noise, rest, p, added) -> torch.Tensor:
+def _expose(rng, noise, rest, contrast) -> torch.Tensor:
     """Display image (1, s, s) in 0..1 of layers: attenuation, scatter, blur, quantum noise, tone curve."""
     behind = rest.clamp(-4, 5)
     middle = behind.median()
     behind = middle + float(rng.uniform(0.5, 1.5)) * (behind - middle).clamp(-2.5, 2.5)
     if rng.random() < 0.5:
-        grain = blur(torch.randn(p.shape, generator=noise), float(rng.uniform(0.8, 5)))
+        grain = blur(torch.randn(contrast.shape, generator=noise), float(rng.uniform(0.8, 5)))
         behind = behind + float(rng.uniform(0, 0.04)) * grain / grain.std().clamp_min(1e-6)
-    total = behind + p + added
+    total = behind + contrast
     sharp = blur(torch.exp(-(total - total.median())), float(rng.uniform(0.3, 1.5)))
     scatter = float(rng.uniform(0.0, 0.5))
     sharp = (1 - scatter) * sharp + scatter * blur(sharp, 30.0)
     quanta = float(np.exp(rng.uniform(np.log(300), np.log(8000))))
-    counts = sharp + (sharp.clamp_min(1e-3) / quanta).sqrt() * torch.randn(p.shape, generator=noise)
+    counts = sharp + (sharp.clamp_min(1e-3) / quanta).sqrt() * torch.randn(contrast.shape, generator=noise)
     counts = blur(counts, float(rng.uniform(0.0, 0.9))).clamp_min(2e-3)
     if rng.random() < 0.5:
         value = counts.log()
@@ -204,7 +239,7 @@ def _expose(rng, noise, rest, p, added) -> torch.Tensor:
     return _finish(rng, ((value - low) / max(high - low, 1e-3)).clamp(0, 1), noise)
 
 
-def _retouch(rng, grey, noise) -> torch.Tensor:
+def retouch(rng, grey, noise) -> torch.Tensor:
     """The phantom's display with another brightness, contrast, sharpness and noise."""
     if rng.random() < 0.5:
         grey = blur(grey, float(rng.uniform(0, 1.0)))

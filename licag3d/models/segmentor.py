@@ -36,7 +36,7 @@ class SegmentorConfig:
         context: channels of an encoder's feature map that joins at the coarsest level; 0 for none.
     """
 
-    channels: tuple[int, ...] = (32, 64, 96, 128, 160)
+    channels: tuple[int, ...] = (32, 48, 64, 96, 128)
     context: int = 0
 
     @property

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Classical vessel evidence of one frame: where vessels are, how wide, and how much contrast the ray met.
+"""Vessel evidence of one frame: where vessels are, how wide, and how much contrast the ray met.
 
-Centreline first: oriented two-sided filters (:mod:`licag3d.models.vesselness`), thin ridges with checks
-(:mod:`licag3d.models.ridges`), the half width by fitting tube profiles (:mod:`licag3d.models.profiles`), and only then
-the mask, so that its skeleton is the ridge that was found. Figures and limits: docs/evidence.md.
+:func:`vessel_evidence` chooses between a trained network (:mod:`licag3d.models.learned_evidence`) and what follows
+here, the classical way. Centreline first: oriented two-sided filters (:mod:`licag3d.models.vesselness`), thin ridges
+with checks (:mod:`licag3d.models.ridges`), the half width by fitting tube profiles (:mod:`licag3d.models.profiles`),
+and only then the mask, so that its skeleton is the ridge that was found. Figures and limits: docs/evidence.md.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from licag3d.errors import InputError
 from licag3d.models import ridges, skeleton_graph
 from licag3d.models.background import attenuation_image, background_under, fill_smooth
 from licag3d.models.profiles import fit_profiles
@@ -37,8 +39,53 @@ class Line:
     contrast: np.ndarray
 
 
-def vessel_evidence(view: View, *, device="cpu", rules: RidgeRules | None = None) -> VesselEvidence:
-    """Find the vessels of one frame without learning; a user mask (``view.mask``) is taken instead when there is one.
+METHODS = ("auto", "learned", "classical")
+
+
+def vessel_evidence(
+    view: View, *, method: str = "auto", device="cpu", rules: RidgeRules | None = None, weights: str = "segmentor"
+) -> VesselEvidence:
+    """Find the vessels of one frame; a user mask (``view.mask``) is taken instead when there is one.
+
+    Args:
+        view: image ``(rows, cols)``; lengths follow from ``view.camera.mm_per_pixel``.
+        method: ``learned`` (:mod:`licag3d.models.learned_evidence`), ``classical`` (:func:`classical_evidence`) or
+            ``auto``: learned where its weights are part of the installation.
+        device: torch device.
+        rules: thresholds of the classical evidence, for experiments.
+        weights: of the learned evidence: an embedded name or a ``.safetensors`` file.
+
+    Raises:
+        InputError: an unknown method, or ``learned`` without weights.
+    """
+    chosen = choose_method(method, weights)
+    if view.mask is not None:
+        return evidence_from_mask(view)
+    if chosen == "learned":
+        from licag3d.models.learned_evidence import learned_evidence
+
+        return learned_evidence(view, weights=weights, device=device)
+    return classical_evidence(view, device=device, rules=rules)
+
+
+def choose_method(method: str, weights: str = "segmentor") -> str:
+    """``learned`` or ``classical``: what ``method`` comes down to in this installation.
+
+    Raises:
+        InputError: unknown, or learned without weights.
+    """
+    from licag3d import weights as embedded
+
+    if method not in METHODS:
+        raise InputError(f"evidence {method!r} is not known: give learned, classical or auto")
+    there = weights.endswith(".safetensors") or embedded.available(weights)
+    if method == "learned" and not there:
+        raise InputError("evidence learned: no segmentor weights are part of this installation; give classical")
+    return "classical" if method == "classical" or not there else "learned"
+
+
+def classical_evidence(view: View, *, device="cpu", rules: RidgeRules | None = None) -> VesselEvidence:
+    """Find the vessels of one frame without learning.
 
     ``line_integral`` is the rise of the attenuation image over the background interpolated from both sides of the
     vessel. For ``linear`` and ``log`` images it is the line integral itself; for ``display`` images, whose transfer is
@@ -58,28 +105,26 @@ def vessel_evidence(view: View, *, device="cpu", rules: RidgeRules | None = None
         >>> col = np.arange(256.0)
         >>> chord_mm = 0.3 * 2 * np.sqrt(np.maximum(4.0**2 - (col - 120.0) ** 2, 0))
         >>> image = np.tile(0.7 * np.exp(-0.25 * chord_mm), (256, 1)).astype(np.float32)
-        >>> evidence = vessel_evidence(View(image, camera, np.ones((256, 256), bool), intensity="linear"))
+        >>> evidence = classical_evidence(View(image, camera, np.ones((256, 256), bool), intensity="linear"))
         >>> bool(evidence.mask[128, 120]), bool(evidence.mask[128, 60]), f"{evidence.line_integral[128, 120]:.1f}"
         (True, False, '0.6')
     """
-    if view.mask is not None:
-        return evidence_from_mask(view)
     rules = rules or RidgeRules()
     mm = view.camera.mm_per_pixel
     inside = inner_field(view.valid)
-    blank = _blank(view.image.shape)
+    blank = blank_evidence(view.image.shape)
     if inside.sum() < 0.05 * inside.size:
         return blank
-    image = _prepare(view, inside)
+    image = attenuation_of(view, inside)
     response = line_response(image, inside, radii_px(mm), device=device)
     ridge = ridges.find_ridges(response, inside, mm, rules)
-    lines = _measure_lines(image, ridge, response, blur_px=max(0.6, BLUR_MM / mm))
+    lines = measure_lines(image, ridge, response, blur_px=max(0.6, BLUR_MM / mm))
     if not lines:
         return blank
     lines = _weigh_thin(lines)
-    distance, radius_map, score_map = _draw(lines, image.shape)
+    distance, radius_map, score_map = draw_lines(lines, image.shape)
     mask = (distance < OUTLINE_PX) & view.valid
-    probability = _edge(distance) * _chance(score_map)
+    probability = edge_chance(distance) * _chance(score_map)
     background = background_under(image, distance < 1.5, inside)
     rise = np.maximum(image - background, 0.0) * np.clip(1.0 - distance, 0, 1) * view.valid
     scale = _scale(view.intensity, lines, mm)
@@ -102,10 +147,10 @@ def evidence_from_mask(view: View) -> VesselEvidence:
                          f"{None if view.mask is None else view.mask.shape}")
     mask = np.asarray(view.mask, bool)
     if not mask.any():
-        return _blank(view.image.shape)
+        return blank_evidence(view.image.shape)
     mm = view.camera.mm_per_pixel
     inside = inner_field(view.valid)
-    image = _prepare(view, inside)
+    image = attenuation_of(view, inside)
     background = background_under(image, ndimage.binary_dilation(mask, iterations=2), inside)
     distance = ndimage.distance_transform_edt(mask)
     from skimage.morphology import skeletonize
@@ -132,12 +177,12 @@ def inner_field(valid: np.ndarray) -> np.ndarray:
     return ndimage.binary_erosion(np.asarray(valid, bool), iterations=max(2, min(valid.shape) // 128))
 
 
-def _blank(shape) -> VesselEvidence:
+def blank_evidence(shape) -> VesselEvidence:
     zero = np.zeros(shape, np.float32)
     return VesselEvidence(zero, zero.copy(), zero.copy(), zero.copy(), np.zeros(shape, bool))
 
 
-def _prepare(view: View, inside: np.ndarray) -> np.ndarray:
+def attenuation_of(view: View, inside: np.ndarray) -> np.ndarray:
     """The attenuation image, minus the frame before contrast where that helps, continued smoothly over the border.
 
     Subtraction removes ribs and spine but adds the noise and the motion of the other frame. Whichever image has less
@@ -161,7 +206,7 @@ def _prepare(view: View, inside: np.ndarray) -> np.ndarray:
     return fill_smooth(image, inside)
 
 
-def _measure_lines(image, ridge, response, *, blur_px: float) -> list[Line]:
+def measure_lines(image, ridge, response, *, blur_px: float) -> list[Line]:
     """The ridge as chains of refined points with radius, score and contrast."""
     from scipy import ndimage
 
@@ -245,7 +290,7 @@ def _mean_along(values, weights, sigma: float = 2.5):
     return top / ndimage.gaussian_filter1d(weights, sigma, mode="nearest")
 
 
-def _draw(lines, shape):
+def draw_lines(lines, shape):
     """Signed distance to the union of discs along the lines (px, inside negative), and radius and score nearest."""
     from scipy import ndimage
 
@@ -268,7 +313,7 @@ def _draw(lines, shape):
     return distance, np.where(near, radius_at[tuple(nearest)], 0), np.where(near, score_at[tuple(nearest)], 0)
 
 
-def _edge(distance_px: np.ndarray) -> np.ndarray:
+def edge_chance(distance_px: np.ndarray) -> np.ndarray:
     """Share of pixels at this signed distance from the drawn outline that are vessel (phantom, docs/evidence.md)."""
     return np.where(distance_px < 1.5, 1.0 / (1.0 + np.exp((np.clip(distance_px, -9, 9) - 0.17) / 0.28)), 0.0)
 

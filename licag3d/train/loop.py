@@ -227,7 +227,7 @@ def train(
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=settings.precision == "bf16"):
                 value, numbers = loss(model, batch, step)
             if not torch.isfinite(value):
-                raise InputError(f"the loss is {float(value)} at step {step + 1}: lower --rate or use --precision fp32")
+                raise InputError(f"the loss is {float(value.detach())} at step {step + 1}: lower --rate or use --precision fp32")
             optimizer.zero_grad(set_to_none=True)
             value.backward()
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
@@ -260,7 +260,8 @@ def train(
                 record(step=done, validation=scores)
                 if best is None or scores[score] > best:
                     best, best_step = scores[score], done
-                    save_weights(folder / "best.safetensors", average, {"step": done, "scores": scores})
+                    facts = {"step": done, "scores": scores, **(config or {})}
+                    save_weights(folder / "best.safetensors", average, facts)
                 last = time.monotonic()
             if done % settings.save_every == 0 or end:
                 save_checkpoint(folder, model, average, optimizer, done, best, best_step, state)
@@ -272,7 +273,7 @@ def train(
         bar.close()
         curves.close()
     if validate is None:
-        save_weights(folder / "best.safetensors", average, {"step": step + 1})
+        save_weights(folder / "best.safetensors", average, {"step": step + 1, **(config or {})})
     done = step + 1 if settings.steps > start else start
     return Outcome(done, done >= settings.steps, best, best_step, time.monotonic() - began, folder)
 

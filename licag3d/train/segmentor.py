@@ -10,12 +10,12 @@ from licag3d.train.loop import add_loop_flags
 
 #: Validation cases (of the VALIDATION seeds) that choose the checkpoint.
 VALIDATION_CASES = 8
-BANK_SIZE = 240
+BANK_SIZE = 160
 
 
 def add_flags(parser) -> None:
     """The flags."""
-    add_loop_flags(parser, steps=5000, batch=8, rate=2e-3, warmup=150, validate_every=250, save_every=250)
+    add_loop_flags(parser, steps=6000, batch=4, rate=1.5e-3, warmup=100, validate_every=300, save_every=100)
     data = parser.add_argument_group("data: phantom frames, or own images with masks")
     data.add_argument("--pool", metavar="DIR", help="pool of phantom frames (python -m licag3d.data.phantom_frames)")
     data.add_argument("--validation", metavar="DIR", help="pool of validation frames; made beside the run if missing")
@@ -27,7 +27,7 @@ def add_flags(parser) -> None:
     model.add_argument(
         "--encoder", choices=("none", "embedded"), default="none", help="feed the pre-trained encoder to the network"
     )
-    model.add_argument("--size", type=int, default=256, metavar="PX", help="rows and columns of a training crop")
+    model.add_argument("--size", type=int, default=320, metavar="PX", help="rows and columns of a training crop")
     model.add_argument("--export", metavar="NAME", help="write weights and card of the best checkpoint under this name")
 
 
@@ -37,8 +37,8 @@ def main(arguments) -> int:
 
     if bool(arguments.images) != bool(arguments.masks):
         raise InputError("--images and --masks belong together: give both, or --pool for phantom frames")
-    if bool(arguments.images) == bool(arguments.pool):
-        raise InputError("give the data: --pool DIR for phantom frames, or --images DIR --masks DIR for own ones")
+    if not arguments.images and not arguments.pool:
+        raise InputError("give the data: --pool DIR for phantom frames, --images DIR --masks DIR for own ones, or both")
     if arguments.size % 32 or not 64 <= arguments.size <= 1024:
         raise InputError(f"--size is {arguments.size}; give a multiple of 32 from 64 to 1024")
     settings = settings_of(arguments)
@@ -53,15 +53,10 @@ def _train_on_phantoms(arguments, settings) -> int:
     from licag3d.data.distractors import distractor_bank
     from licag3d.data.phantom_frames import PhantomPool, grow_pool
     from licag3d.data.randomise import Randomisation, SampleStream
-    from licag3d.phantom.splits import TRAINING, VALIDATION
+    from licag3d.phantom.splits import VALIDATION
     from licag3d.train.loop import train
 
-    pool = PhantomPool(arguments.pool)
-    if not len(pool):
-        raise InputError(f"{arguments.pool}: the pool is empty; render cases first")
-    strangers = [entry["seed"] for entry in pool.entries if entry["seed"] not in TRAINING]
-    if strangers:
-        raise InputError(f"{arguments.pool}: seed {strangers[0]} is not for training; make the pool anew")
+    pool = training_pool(arguments.pool)
     model = first_model(arguments.init, arguments.encoder, settings.seed)
     checked = Path(arguments.validation or Path(arguments.out) / "validation")
     if not (checked / "index.jsonl").is_file():
@@ -92,6 +87,24 @@ def _train_on_phantoms(arguments, settings) -> int:
         prepare=grow,
     )
     return finish(arguments, settings, model, outcome, {"source": "phantom", "frames": stream.frames})
+
+
+def training_pool(folder):
+    """The pool, which must hold training seeds only.
+
+    Raises:
+        InputError: it is empty, or a frame of it is for validation or the benchmark.
+    """
+    from licag3d.data.phantom_frames import PhantomPool
+    from licag3d.phantom.splits import TRAINING
+
+    pool = PhantomPool(folder)
+    if not len(pool):
+        raise InputError(f"{folder}: the pool is empty; render cases first")
+    strangers = [entry["seed"] for entry in pool.entries if entry["seed"] not in TRAINING]
+    if strangers:
+        raise InputError(f"{folder}: seed {strangers[0]} is not for training; make the pool anew")
+    return pool
 
 
 def first_model(init: str, encoder: str, seed: int):
@@ -153,28 +166,27 @@ def segmentor_loss(model, batch: dict, step: int):
     with torch.autocast(out.device.type, enabled=False):
         truth, weight = batch["vessel"], batch["weight"]
         chance = vessel.sigmoid()
-        entropy = F.binary_cross_entropy_with_logits(vessel, truth, weight)
+        # A catheter is the one thing that looks like a vessel in every frame: being wrong there costs more.
+        # Own masks say nothing of line integrals and devices: ``known`` is zero there.
+        known = batch["known"]
+        hard = weight * (1 + 3 * batch["device"] * (1 - truth))
+        entropy = F.binary_cross_entropy_with_logits(vessel, truth, hard)
         dice = soft_dice_loss(chance, truth, weight)
         few = max(1, len(x) // 4)
         line = soft_cldice_loss(chance[:few], truth[:few], 4, weight[:few])
-        total = 2 * entropy + dice + 0.5 * line
-        numbers = {"entropy": entropy.detach(), "dice": dice.detach(), "cldice": line.detach()}
-        if "p" in batch:
-            integral = line_integral_loss(p, spread, batch["p"], truth * weight)
-            # Beyond the vessels p is zero; near them it may fall off softly.
-            beyond = (p * (1 - F.max_pool2d(truth, 5, 1, 2))).mean()
-            total = total + 0.3 * integral + beyond
-            numbers["line_integral"] = integral.detach()
-        if "device" in batch:
-            other = F.binary_cross_entropy_with_logits(device, batch["device"])
-            overlap = soft_dice_loss(device.sigmoid(), batch["device"])
-            total = total + other + 0.25 * overlap
-            numbers["device"] = overlap.detach()
+        integral = line_integral_loss(p, spread, batch["p"], truth * weight * known)
+        # Beyond the vessels p is zero; near them it may fall off softly.
+        beyond = (p * (1 - F.max_pool2d(truth, 5, 1, 2)) * known).mean()
+        other = F.binary_cross_entropy_with_logits(device, batch["device"], known.expand_as(device).contiguous())
+        overlap = soft_dice_loss(device.sigmoid(), batch["device"], known.expand_as(device))
+        total = 2 * entropy + dice + 0.5 * line + 0.3 * integral + beyond + other + 0.25 * overlap
+        parts = {"entropy": entropy, "dice": dice, "cldice": line, "line_integral": integral, "device": overlap}
+        numbers = {key: part.detach() for key, part in parts.items()}
     return total, numbers
 
 
 def validate(model, frames) -> dict[str, float]:
-    """Mean scores of whole phantom frames at probability one half, catheter counted as wrong; ``score`` is the mean of
+    """Mean scores of whole phantom frames at probability one half, devices counted as wrong; ``score`` is the mean of
     Dice, clDice and the correlation of p.
     """
     import numpy as np
@@ -186,13 +198,16 @@ def validate(model, frames) -> dict[str, float]:
     for frame in frames:
         image = frame.image.astype(np.float32) / 255
         found = predict(model, image, _field(image), frame.mm_per_pixel)
-        row = mask_scores(found.vessel > 0.5, frame.mask)
+        # What no truth holds is neither right nor wrong.
+        sure = ~frame.faint | frame.mask
+        vessel = (found.vessel > 0.5) & sure
+        row = mask_scores(vessel, frame.mask)
         inside = frame.mask
         if inside.sum() > 100:
             with np.errstate(invalid="ignore"):
                 row["correlation"] = float(np.corrcoef(found.line_integral[inside], frame.line_integral[inside])[0, 1])
         truth = frame.devices & ~frame.mask
-        row["device_as_vessel"] = float((found.vessel > 0.5)[truth].mean()) if truth.any() else np.nan
+        row["device_as_vessel"] = float(vessel[truth].mean()) if truth.any() else np.nan
         row["device_dice"] = mask_scores(found.device > 0.5, frame.devices, lines=False)["dice"]
         rows.append(row)
     keys = {key for row in rows for key in row}

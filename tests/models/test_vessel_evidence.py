@@ -18,7 +18,12 @@ from licag3d.io.collimator import valid_area
 from licag3d.models.background import attenuation_image, background_under, fill_smooth
 from licag3d.models.centerline2d import trace_centerlines
 from licag3d.models.profiles import chord_profile, fit_profiles
-from licag3d.models.vessel_evidence import REFERENCE_ATTENUATION_PER_MM, evidence_from_mask, vessel_evidence
+from licag3d.models.vessel_evidence import (
+    REFERENCE_ATTENUATION_PER_MM,
+    classical_evidence,
+    evidence_from_mask,
+    vessel_evidence,
+)
 from licag3d.models.vesselness import line_response, radii_px
 from licag3d.structures import View
 
@@ -61,7 +66,7 @@ def test_straight_tube_is_measured(radius, intensity):
     shape = (200, 220)
     p, distance = tube(shape, (20, 60), (200, 130), radius)
     slope = np.mgrid[:shape[0], :shape[1]][1] / 220.0  # a background that changes across the image
-    evidence = vessel_evidence(frame(p, intensity=intensity, background=0.6 * slope))
+    evidence = classical_evidence(frame(p, intensity=intensity, background=0.6 * slope))
     assert dice(evidence.mask, distance <= radius) > 0.85
     graph = trace_centerlines(evidence)
     assert len(graph.pieces) == 1
@@ -83,9 +88,9 @@ def test_one_sided_edges_and_blobs_are_not_vessels():
     step = 0.5 * (cols + 0.3 * rows > 150)  # diaphragm
     blob = 0.5 * np.exp(-((rows - 180) ** 2 + (cols - 60) ** 2) / (2 * 20.0**2))
     p, distance = tube(shape, (30, 20), (120, 120), 3.0)
-    found = vessel_evidence(frame(p, background=step + blob)).mask
+    found = classical_evidence(frame(p, background=step + blob)).mask
     assert dice(found, distance <= 3) > 0.75
-    empty = vessel_evidence(frame(np.zeros(shape), background=step + blob)).mask
+    empty = classical_evidence(frame(np.zeros(shape), background=step + blob)).mask
     assert empty.mean() < 0.004
 
 
@@ -93,13 +98,13 @@ def test_one_sided_edges_and_blobs_are_not_vessels():
 def test_frames_without_vessels_give_almost_nothing(shape):
     zero = np.zeros(shape)
     for seed in range(4):
-        assert vessel_evidence(frame(zero, seed=seed)).mask.mean() < 0.002
+        assert classical_evidence(frame(zero, seed=seed)).mask.mean() < 0.002
     blank = View(np.full(shape, 0.5, np.float32), camera_of(shape), np.ones(shape, bool))
-    evidence = vessel_evidence(blank)
+    evidence = classical_evidence(blank)
     assert not evidence.mask.any() and not evidence.line_integral.any() and not evidence.probability.any()
     assert np.isfinite(evidence.probability).all()
     nothing_valid = replace(blank, valid=np.zeros(shape, bool))
-    assert not vessel_evidence(nothing_valid).mask.any()
+    assert not classical_evidence(nothing_valid).mask.any()
 
 
 def test_collimator_border_is_not_found():
@@ -110,7 +115,7 @@ def test_collimator_border_is_not_found():
     border = np.ones(shape, bool)
     border[20:-20, 25:-25] = False
     image[border] = 0.02
-    evidence = vessel_evidence(replace(view, image=ndimage.gaussian_filter(image, 1.0), valid=~border))
+    evidence = classical_evidence(replace(view, image=ndimage.gaussian_filter(image, 1.0), valid=~border))
     assert not (evidence.mask & ndimage.binary_dilation(border, iterations=6)).any()
     assert dice(evidence.mask, distance <= 3) > 0.8
 
@@ -120,7 +125,7 @@ def test_a_short_gap_is_closed():
     left, d_left = tube(shape, (20, 100), (94, 104), 3.0)
     right, d_right = tube(shape, (106, 105), (180, 108), 3.0)
     link, _ = tube(shape, (94, 104), (106, 105), 1.2)
-    graph = trace_centerlines(vessel_evidence(frame(np.maximum(np.maximum(left, right), link))))
+    graph = trace_centerlines(classical_evidence(frame(np.maximum(np.maximum(left, right), link))))
     assert len(graph.pieces) == 1
     assert graph.piece_length_px(0) > 150
 
@@ -128,11 +133,11 @@ def test_a_short_gap_is_closed():
 def test_it_is_deterministic_and_scales_with_the_pixel():
     p, _ = tube((256, 256), (30, 40), (220, 200), 4.0)
     view = frame(p)
-    first, again = vessel_evidence(view), vessel_evidence(view)
+    first, again = classical_evidence(view), classical_evidence(view)
     for name in ("probability", "line_integral", "confidence", "radius_px", "mask"):
         assert np.array_equal(getattr(first, name), getattr(again, name)), name
     fine_p, _ = tube((512, 512), (60.5, 80.5), (440.5, 400.5), 8.0, mm_per_pixel=0.125)
-    fine = vessel_evidence(frame(fine_p, blur=1.4, mm_per_pixel=0.125))
+    fine = classical_evidence(frame(fine_p, blur=1.4, mm_per_pixel=0.125))
     on = fine.mask & (fine.radius_px > 0)
     assert np.median(fine.radius_px[on]) == pytest.approx(2 * np.median(first.radius_px[first.mask]), rel=0.08)
 
@@ -143,9 +148,9 @@ def test_background_frame_removes_ribs():
     p, distance = tube(shape, (40, 220), (220, 30), 3.0)
     view = frame(p, background=1.5 * ribs)
     before = frame(np.zeros(shape), background=1.5 * ribs, seed=7).image
-    with_background = vessel_evidence(replace(view, background=before)).mask
+    with_background = classical_evidence(replace(view, background=before)).mask
     assert dice(with_background, distance <= 3) > 0.8
-    assert dice(with_background, distance <= 3) > dice(vessel_evidence(view).mask, distance <= 3) + 0.2
+    assert dice(with_background, distance <= 3) > dice(classical_evidence(view).mask, distance <= 3) + 0.2
 
 
 def test_user_mask_is_kept_and_measured():
@@ -202,7 +207,7 @@ def test_phantom_frames_reach_the_target_and_beat_plain_sato():
         for truth in simulate_case(seed, artery, background="full", views=1, held_out=0).views:
             image = truth.image.astype(np.float32) / 255
             view = View(image, truth.user_camera, valid_area(image))
-            evidence = vessel_evidence(view)
+            evidence = classical_evidence(view)
             skeleton, true_skeleton = skeletonize(evidence.mask), skeletonize(truth.mask) & view.valid
             precision.append((ndimage.distance_transform_edt(~true_skeleton)[skeleton] <= 2).mean())
             recall.append((ndimage.distance_transform_edt(~skeleton)[true_skeleton] <= 2).mean())
@@ -226,7 +231,7 @@ def test_real_angiograms(shared_data: Path, number: int):
     for line in (folder / "labels" / f"{number}.txt").read_text().splitlines():
         polygon = np.array(line.split()[1:], float).reshape(-1, 2)[:, ::-1] * view.image.shape
         outlined |= polygon2mask(view.image.shape, polygon)
-    evidence = vessel_evidence(view)
+    evidence = classical_evidence(view)
     distance = ndimage.distance_transform_edt(~skeletonize(evidence.mask))
     assert (distance[skeletonize(outlined)] <= 2).mean() > 0.7
     # Side branches and catheter are not outlined, so some area beyond the outlines is right; a flood is not.
@@ -238,7 +243,7 @@ def test_physical_phantom_is_one_connected_tree(shared_data: Path, name: str):
     from licag3d.io.views import read_views
 
     (view,), _ = read_views([str(shared_data / "xa-phantom" / name)], need_geometry=False)
-    evidence = vessel_evidence(view)
+    evidence = classical_evidence(view)
     labels, count = ndimage.label(evidence.mask, np.ones((3, 3)))
     sizes = np.bincount(labels.ravel())[1:]
     assert sizes.max() > 0.9 * sizes.sum()
@@ -257,4 +262,4 @@ def test_gpu_agrees_with_cpu():
         pytest.skip("no CUDA device")
     p, _ = tube((256, 256), (30, 40), (220, 200), 4.0)
     view = frame(p)
-    assert dice(vessel_evidence(view, device="cuda").mask, vessel_evidence(view).mask) > 0.99
+    assert dice(classical_evidence(view, device="cuda").mask, classical_evidence(view).mask) > 0.99
