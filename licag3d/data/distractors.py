@@ -35,22 +35,32 @@ class Distractor:
     device: np.ndarray
 
 
-def distractor_bank(count: int, size: int = 512, seed: int = 0) -> list[Distractor]:
-    """Draw ``count`` objects; the same arguments give the same objects.
+class DistractorBank:
+    """``count`` objects, each drawn when it is first asked for and kept; object k depends on seed and k alone.
 
     Example:
-        >>> bank = distractor_bank(2, 64)
-        >>> bank[0].integral.shape, bank[0].device.dtype
-        ((64, 64), dtype('bool'))
+        >>> bank = DistractorBank(2, 64)
+        >>> len(bank), bank[0].integral.shape, bank[0].device.dtype
+        (2, (64, 64), dtype('bool'))
     """
-    names, weights = list(KINDS), np.array(list(KINDS.values()), float)
-    bank = []
-    for number in range(count):
-        rng = np.random.default_rng([seed, 70, number])
-        kind = names[rng.choice(len(names), p=weights / weights.sum())]
-        integral, inside = _DRAW[kind](rng, size)
-        bank.append(Distractor(kind, integral.astype(np.float16), inside & (kind in DEVICES)))
-    return bank
+
+    def __init__(self, count: int, size: int = 512, seed: int = 0) -> None:
+        self.count, self.size, self.seed = count, size, seed
+        self._drawn: dict[int, Distractor] = {}
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, number: int) -> Distractor:
+        if not 0 <= number < self.count:
+            raise IndexError(number)
+        if number not in self._drawn:
+            names, weights = list(KINDS), np.array(list(KINDS.values()), float)
+            rng = np.random.default_rng([self.seed, 70, number])
+            kind = names[rng.choice(len(names), p=weights / weights.sum())]
+            integral, inside = _DRAW[kind](rng, self.size)
+            self._drawn[number] = Distractor(kind, integral.astype(np.float16), inside & (kind in DEVICES))
+        return self._drawn[number]
 
 
 def text_mask(rng: np.random.Generator, rows: int, cols: int) -> np.ndarray:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from licag3d.data.distractors import Distractor, text_mask
+from licag3d.data.distractors import DistractorBank, text_mask
 from licag3d.data.phantom_frames import DEVICE, FAINT, VESSEL, PhantomPool
 from licag3d.models.segmentor import normalise
 
@@ -62,7 +62,7 @@ class SampleStream:
     """Batches of random samples from a pool: a function of seed, step and the number of frames in use."""
 
     def __init__(
-        self, pool: PhantomPool, bank: list[Distractor], seed: int = 0, settings: Randomisation | None = None
+        self, pool: PhantomPool, bank: DistractorBank, seed: int = 0, settings: Randomisation | None = None
     ) -> None:
         self.pool, self.bank, self.seed = pool, bank, seed
         self.settings = settings or Randomisation()
@@ -169,7 +169,7 @@ class SampleStream:
 
     def _distractors(self, rng: np.random.Generator, size: int) -> tuple[torch.Tensor, torch.Tensor]:
         total, device = torch.zeros(1, size, size), torch.zeros(1, size, size)
-        if not self.bank or rng.random() > self.settings.distractors:
+        if not len(self.bank) or rng.random() > self.settings.distractors:
             return total, device
         for _ in range(rng.integers(1, 5)):
             item = self.bank[int(rng.integers(len(self.bank)))]

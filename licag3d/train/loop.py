@@ -227,7 +227,8 @@ def train(
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=settings.precision == "bf16"):
                 value, numbers = loss(model, batch, step)
             if not torch.isfinite(value):
-                raise InputError(f"the loss is {float(value.detach())} at step {step + 1}: lower --rate or use --precision fp32")
+                bad = float(value.detach())
+                raise InputError(f"the loss is {bad} at step {step + 1}: lower --rate or use --precision fp32")
             optimizer.zero_grad(set_to_none=True)
             value.backward()
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)

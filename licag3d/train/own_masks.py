@@ -175,10 +175,10 @@ def train_on_masks(arguments, settings) -> int:
     own = OwnStream(training, arguments.size, arguments.pixel_size, settings.seed)
     phantom = None
     if arguments.pool:
-        from licag3d.data.distractors import distractor_bank
+        from licag3d.data.distractors import DistractorBank
         from licag3d.data.randomise import Randomisation, SampleStream
 
-        bank = distractor_bank(BANK_SIZE, max(512, arguments.size))
+        bank = DistractorBank(BANK_SIZE, max(512, arguments.size))
         phantom = SampleStream(training_pool(arguments.pool), bank, settings.seed, Randomisation(size=arguments.size))
 
     def batch(step: int) -> dict:

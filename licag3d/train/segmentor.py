@@ -50,7 +50,7 @@ def main(arguments) -> int:
 
 
 def _train_on_phantoms(arguments, settings) -> int:
-    from licag3d.data.distractors import distractor_bank
+    from licag3d.data.distractors import DistractorBank
     from licag3d.data.phantom_frames import PhantomPool, grow_pool
     from licag3d.data.randomise import Randomisation, SampleStream
     from licag3d.phantom.splits import VALIDATION
@@ -65,7 +65,7 @@ def _train_on_phantoms(arguments, settings) -> int:
     if not frames:
         raise InputError(f"{checked}: holds no validation frame (seeds {VALIDATION.start} to {VALIDATION.stop - 1})")
     look = Randomisation(size=arguments.size)
-    stream = SampleStream(pool, distractor_bank(BANK_SIZE, max(512, arguments.size)), settings.seed, look)
+    stream = SampleStream(pool, DistractorBank(BANK_SIZE, max(512, arguments.size)), settings.seed, look)
 
     def grow(step: int, state: dict) -> dict:
         """Frames that were rendered meanwhile join at checkpoints, and a resumed run remembers when."""
