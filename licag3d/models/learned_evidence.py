@@ -25,17 +25,17 @@ class LearnedRules:
             from the largest piece.
         min_tree_mm: centreline below which the frame has no vessels at all.
         min_chance: mean probability along the centreline that a free piece needs.
-        outline: ``blend`` of network and profiles, ``network`` or ``profiles`` alone.
+        outline: of the mask: ``network``, the fitted ``profiles``, or a ``blend``; the radius is always fitted.
     """
 
-    low: float = 0.35
-    high: float = 0.65
+    low: float = 0.5
+    high: float = 0.8
     min_length_mm: float = 5.0
     far_length_mm: float = 10.0
     near_mm: float = 12.0
     min_tree_mm: float = 20.0
     min_chance: float = 0.6
-    outline: str = "blend"
+    outline: str = "network"
 
 
 def learned_evidence(
@@ -147,8 +147,9 @@ def _outline(found: Prediction, mask: np.ndarray, distance: np.ndarray, drawn_ra
         return discs, drawn_radius
     wide = mask & (found.vessel > 0.5)
     if kind == "network":
-        own = ndimage.distance_transform_edt(wide)
-        return wide, np.where(wide, np.maximum(own, drawn_radius * 0), 0)
+        # Beyond the reach of the fits: the distance to the outline, half a pixel beyond it.
+        own = np.maximum(ndimage.distance_transform_edt(wide) - 0.5, 0.5)
+        return wide, np.where(drawn_radius > 0, drawn_radius, own)
     # Signed distance of the network's outline and of the discs: their mean is steadier than either.
     signed = ndimage.distance_transform_edt(~wide) - ndimage.distance_transform_edt(wide)
     both = 0.5 * (np.clip(signed, -6, 6) + np.clip(distance - OUTLINE_PX, -6, 6)) < 0
