@@ -14,6 +14,10 @@ import numpy as np
 from licag3d.models import skeleton_graph
 from licag3d.structures import VesselEvidence, View
 
+#: Where vessels were found and not given: free-standing pieces and dead ends shorter than this, mm at the isocentre,
+#: are left out. They are twigs and false alarms, which mislead the camera search more than they add.
+SHORTEST_MM = (12.0, 6.0)
+
 
 @dataclass(frozen=True)
 class Piece2D:
@@ -94,18 +98,22 @@ def trace_centerlines(evidence: VesselEvidence, view: View | None = None) -> Cen
         (1, ['end', 'end'], True)
     """
     mask = evidence.mask if view is None else evidence.mask & view.valid
+    least = (5.0, 0.0)
+    if view is not None and view.mask is None:
+        least = tuple(length_mm / view.camera.mm_per_pixel for length_mm in SHORTEST_MM)
     return trace_mask(mask, line_integral=evidence.line_integral, probability=evidence.probability,
-                      radius_px=evidence.radius_px)
+                      radius_px=evidence.radius_px, min_length_px=least[0], min_dead_end_px=least[1])
 
 
 def trace_mask(mask, *, line_integral=None, probability=None, radius_px=None, spur_ratio: float = 1.5,
-               min_length_px: float = 5.0) -> CenterlineGraph2D:
+               min_length_px: float = 5.0, min_dead_end_px: float = 0.0) -> CenterlineGraph2D:
     """Trace any ``(rows, cols)`` bool mask; see :func:`trace_centerlines`.
 
     Args:
         line_integral, probability, radius_px: optional ``(rows, cols)`` images, zero where unknown.
         spur_ratio: a dead end shorter than this many vessel radii (of the vessel it leaves) plus 2 px is pruned.
         min_length_px: free-standing pieces shorter than this are dropped.
+        min_dead_end_px: so are dead ends shorter than this.
 
     Raises:
         ValueError: the mask is not a 2D array.
@@ -122,7 +130,8 @@ def trace_mask(mask, *, line_integral=None, probability=None, radius_px=None, sp
     # to the nearest background pixel centre, half a pixel beyond the boundary.)
     distance_px = np.maximum(ndimage.distance_transform_edt(mask) - 0.5, 0.5)
     graph = skeleton_graph.build(mask)
-    skeleton_graph.prune(graph, distance_px, spur_ratio=spur_ratio, min_length_px=min_length_px)
+    skeleton_graph.prune(graph, distance_px, spur_ratio=spur_ratio, min_length_px=min_length_px,
+                         min_dead_end_px=min_dead_end_px)
     skeleton_graph.merge_junctions(graph, distance_px)
     nodes, kinds, chains, crossings = skeleton_graph.finish(graph, distance_px)
     chains = [(a, b, *_trim(points, radius, kinds[a] == "end", kinds[b] == "end")) for a, b, points, radius in chains]

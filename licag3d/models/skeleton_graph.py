@@ -135,7 +135,14 @@ def _at(distance_px: np.ndarray, position: np.ndarray) -> float:
     return float(distance_px[r, c])
 
 
-def prune(graph: SkeletonGraph, distance_px: np.ndarray, *, spur_ratio: float, min_length_px: float) -> None:
+def prune(
+    graph: SkeletonGraph,
+    distance_px: np.ndarray,
+    *,
+    spur_ratio: float,
+    min_length_px: float,
+    min_dead_end_px: float = 0.0,
+) -> None:
     """Drop dead ends that are shorter than the vessel they leave is wide, the shortest first, and tiny free pieces."""
     graph.join_through()
     while True:
@@ -147,7 +154,8 @@ def prune(graph: SkeletonGraph, distance_px: np.ndarray, *, spur_ratio: float, m
             if len(free) == 2:
                 limit = min_length_px
             elif len(free) == 1 and a != b:
-                limit = spur_ratio * _at(distance_px, graph.nodes[b if free[0] == a else a]) + 2.0
+                start = graph.nodes[b if free[0] == a else a]
+                limit = max(spur_ratio * _at(distance_px, start) + 2.0, min_dead_end_px)
             elif a == b and a in graph.loops:
                 limit = 2 * min_length_px
             else:
