@@ -45,7 +45,7 @@ def embed(folder, *, scores: dict | None = None, destination: Path | None = None
     chosen = records[:: max(1, len(records) // 20)] + records[-1:]
     keys = ("step", "reconstruction", "consistency", "vessel_share", "beta")
     card = {
-        "what": "angiogram encoder, vision transformer pre-trained by masked image modelling (VasoMIM)",
+        "what": "angiogram encoder, vision transformer pre-trained by masked image modelling (docs/vasomim.md)",
         "licence": "Apache-2.0",
         "config": encoder_metadata(encoder.config),
         "hash": state_hash(encoder.state_dict()),
