@@ -14,10 +14,9 @@ from licag3d.inversion.chains import Chains, chains_from_graph
 from licag3d.inversion.frame_pairs import SPACING_MM, FramePair, rank_frame_pairs
 from licag3d.structures import View
 
-#: Frames with at least this share of the best filling are candidates.
-FILLED = 0.75
-#: Pairs whose misfit is within this share of their cost of the best fit alike; the one with the least motion is taken.
-ALIKE = 0.03
+#: Candidates have at least this share of the way from the emptiest frame to the fullest: what never moves (ribs,
+#: catheter) adds the same to all.
+FILLED = 0.7
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class Cine:
 
 @dataclass(frozen=True)
 class KeyFrames:
-    """The choice for one or two cines; ``pairs`` (frame numbers, best first) only with two."""
+    """The choice for one or two cines; ``pairs`` (frame numbers, best fit first) only with two."""
 
     cines: tuple[Cine, ...]
     pairs: tuple[FramePair, ...]
@@ -63,7 +62,10 @@ def choose_key_frames(
     geometry: dict | None = None,
     progress: Callable[[float, str], None] | None = None,
 ) -> KeyFrames:
-    """Choose the key frame of one cine, or the two frames of two cines that fit one tree best.
+    """Choose the key frame of every cine, and rank the pairs of frames of two cines by how well they fit one tree.
+
+    The choice is filling and stillness, also with two cines: still frames are diastolic ones, and on simulated cines
+    their phases lay nearer to each other than those of the pair with the least misfit (docs/feature-space.md).
 
     Args:
         paths: one or two files; ``FILE#8`` leaves that file one candidate.
@@ -105,11 +107,7 @@ def choose_key_frames(
         if not ranked:
             raise InputError("no vessels were found in the filled frames; choose frames by hand with FILE#FRAME")
         numbers = [[item.frame for item in cine.candidates] for cine in cines]
-        motion = [{item.frame: item.motion for item in cine.candidates} for cine in cines]
         pairs = tuple(replace(p, first=numbers[0][p.first], second=numbers[1][p.second]) for p in ranked)
-        alike = [pair for pair in pairs if pair.misfit <= pairs[0].misfit + ALIKE * pair.cost]
-        best = min(alike, key=lambda pair: motion[0][pair.first] + motion[1][pair.second])
-        cines = [replace(cines[0], best=best.first), replace(cines[1], best=best.second)]
     tell(1.0, "done")
     return KeyFrames(tuple(cines), pairs, tuple(notes))
 
@@ -119,10 +117,11 @@ def _filled(view: View, count: int) -> list[int]:
     if view.scores is None:
         return [int(view.frame or 0)]
     score, key = np.asarray(view.scores), int(view.frame)
+    least = float(score.min() + FILLED * (score[key] - score.min()))
     first = last = key
-    while first > 0 and score[first - 1] >= FILLED * score[key]:
+    while first > 0 and score[first - 1] >= least:
         first -= 1
-    while last < len(score) - 1 and score[last + 1] >= FILLED * score[key]:
+    while last < len(score) - 1 and score[last + 1] >= least:
         last += 1
     every = np.unique(np.linspace(first, last, min(count, last - first + 1)).round().astype(int))
     # The key frame takes the place of its nearest neighbour, so that it is always compared.

@@ -14,8 +14,8 @@ def parser() -> argparse.ArgumentParser:
     result = Parser(
         prog="python -m licag3d.keyframe",
         description="Find the key frame of one or two cines (DICOM XA or multi-page TIFF): filled with contrast, and "
-        "little motion. With two cines, find the two frames that show the heart in the same phase: "
-        "those whose vessels fit one tree best. Prints a table and the arguments for invert; writes a strip of the "
+        "little motion, so that two cines meet in diastole. With two cines, pairs of frames are also ranked by how "
+        "well their vessels fit one tree. Prints tables and the arguments for invert; writes a strip of the "
         "candidates. How it decides: docs/feature-space.md.",
         epilog="example: python -m licag3d.keyframe cine1.dcm cine2.dcm --out strip.png",
     )
@@ -65,7 +65,7 @@ def main(argv: list[str]) -> int:
             similarity = "-" if item.similarity is None else f"{item.similarity:.3f}"
             print(f"  {item.frame:5d}{mark} {item.filling:7.2f} {item.motion:7.4f}  {similarity:>10}")
     if chosen.pairs:
-        print("pairs of frames, best first\n  frames     misfit  cost/mm  matched  offset")
+        print("pairs of frames, best fit first\n  frames     misfit  cost/mm  matched  offset")
         for pair in chosen.pairs[:8]:
             print(
                 f"  {pair.first:4d} {pair.second:4d}  {pair.misfit:+7.3f}  {pair.cost:7.3f}  "
