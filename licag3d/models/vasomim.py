@@ -188,18 +188,9 @@ def load_encoder(name: str | Path = "encoder", device: str | torch.device = "cpu
         state, config = read_encoder_file(Path(text))
         encoder, text = encoder_from(state, config, Path(text).name), Path(text).stem
     else:
-        try:
-            from licag3d import weights
+        from licag3d import weights
 
-            state, card = weights.load(text)
-        except (ImportError, InputError):
-            if text != "encoder":
-                raise
-            import warnings
-
-            # Until the first training has ended there are no weights to embed.
-            warnings.warn("no encoder weights are embedded yet: an untrained encoder is used", stacklevel=2)
-            return load_encoder("random", device)
+        state, card = weights.load(text)
         encoder = encoder_from(state, card.get("config"), f"weights {text!r}")
     return AngiogramEncoder(encoder, text).to(device).eval()
 
