@@ -1,0 +1,307 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The X-ray tri-plane generator: code -> tri-planes -> attenuation in 1/mm -> line integrals.
+
+    z, label -> mapping -> w -> (one style per layer: W+) -> planes XY, XZ, YZ -> decoder -> mu(x) -> render_triplane
+
+After Chan et al. (EG3D, CVPR 2022) with three things changed for X-ray: the integral is order-free and every pixel is
+one (no network after it), the third plane is YZ, and outside the box the field is exactly zero.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, fields
+
+import torch
+from torch import nn
+
+from licag3d.errors import InputError
+from licag3d.models.synthesis import MappingNetwork, ScaledLinear, SynthesisNetwork
+from licag3d.ops import query_triplane, render_triplane
+from licag3d.ops.triplane_decoder import TriplaneDecoder
+
+FIELDS = ("vessel", "vessel+background")
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    """Architecture.
+
+    Args:
+        z_dim, w_dim: sizes of the random input and of a style. mapping_hidden, mapping_layers: of the mapping network.
+        plane_resolution, plane_channels: R and C of the planes. hidden: units of the decoder.
+        widths: channels of the convolutions at 4, 8, 16, ... pixels; what the last makes is enlarged to R bilinearly.
+        labels: names of the entries of the label vector, each 0 or 1: artery (right or left), and whether the patient
+            is co-dominant.
+        pose_dim: numbers of the camera that the mapping may see in training; 0 leaves the pose out.
+        box_size_mm: edge of the box. mu_scale: 1/mm, of the decoder. start_mu: 1/mm, mean of the field at the start.
+        fields: ``vessel``, or ``vessel+background`` for a second, coarse tri-plane that is added to the integral.
+        background_resolution, background_channels: of that.
+    """
+
+    z_dim: int = 128
+    w_dim: int = 256
+    mapping_hidden: int = 256
+    mapping_layers: int = 2
+    plane_resolution: int = 256
+    plane_channels: int = 32
+    hidden: int = 64
+    widths: tuple[int, ...] = (128, 128, 96, 64, 48, 32)
+    labels: tuple[str, ...] = ("right", "left", "co-dominant")
+    pose_dim: int = 0
+    box_size_mm: float = 140.0
+    mu_scale: float = 0.1
+    start_mu: float = 3e-4
+    fields: str = "vessel"
+    background_resolution: int = 32
+    background_channels: int = 8
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "widths", tuple(int(width) for width in self.widths))
+        object.__setattr__(self, "labels", tuple(str(label) for label in self.labels))
+        if self.fields not in FIELDS:
+            raise InputError(f"fields is '{self.fields}'; choose {' or '.join(FIELDS)}")
+        for name, low, high in (
+            ("z_dim", 1, 4096),
+            ("w_dim", 1, 4096),
+            ("mapping_hidden", 1, 4096),
+            ("mapping_layers", 0, 16),
+            ("plane_resolution", 8, 2048),
+            ("plane_channels", 1, 512),
+            ("hidden", 1, 4096),
+            ("pose_dim", 0, 64),
+            ("box_size_mm", 10, 400),
+            ("mu_scale", 1e-6, 10),
+            ("start_mu", 1e-7, 1),
+            ("background_resolution", 4, 256),
+            ("background_channels", 1, 64),
+        ):
+            if not low <= getattr(self, name) <= high:
+                raise InputError(f"{name} is {getattr(self, name)}; give {low} to {high}")
+        if not 1 <= len(self.widths) <= 9 or not all(1 <= width <= 1024 for width in self.widths):
+            raise InputError(f"widths is {self.widths}; give 1 to 9 numbers from 1 to 1024, for 4, 8, 16, ... pixels")
+        if 4 << (len(self.widths) - 1) > self.plane_resolution:
+            raise InputError(
+                f"widths has {len(self.widths)} levels, {4 << (len(self.widths) - 1)} pixels at the last; "
+                f"plane_resolution is {self.plane_resolution}: leave out some levels"
+            )
+
+
+class Decoder(nn.Module):
+    """Trainable weights of a :class:`TriplaneDecoder`."""
+
+    def __init__(self, channels: int, hidden: int, mu_scale: float, start_mu: float):
+        super().__init__()
+        self.weight_1 = nn.Parameter(torch.randn(hidden, channels))
+        self.bias_1 = nn.Parameter(torch.zeros(hidden))
+        self.weight_2 = nn.Parameter(torch.randn(1, hidden) * 0.5)
+        self.bias_2 = nn.Parameter(torch.zeros(1))
+        self.channels, self.mu_scale = channels, mu_scale
+        # At zero features softplus gives log 2 in each hidden unit; with the bias the field then starts at start_mu,
+        # so that a projection through the box starts at the mean of the data and not where gradients have died.
+        with torch.no_grad():
+            at_zero = (self.weight_2.sum() * math.log(2.0) / math.sqrt(hidden)).item()
+            self.bias_2.fill_(math.log(math.expm1(start_mu / mu_scale)) - at_zero)
+
+    def weights(self) -> TriplaneDecoder:
+        hidden = self.weight_1.shape[0]
+        # The planes come as a mean over three; the factor gives it unit variance back.
+        first = self.weight_1.float() * math.sqrt(3.0 / self.channels)
+        second = self.weight_2.float() / math.sqrt(hidden)
+        return TriplaneDecoder(first, self.bias_1.float(), second, self.bias_2.float(), self.mu_scale)
+
+
+class Generator(nn.Module):
+    """See the text of the module. Sizes: B codes, L = ``layers`` styles each.
+
+    Example:
+        >>> g = Generator(GeneratorConfig(plane_resolution=32, plane_channels=8, hidden=16, widths=(16, 16)))
+        >>> w = g.map(torch.randn(2, 128), labels_of(["rca", "lca"]))
+        >>> planes = g.planes(g.spread(w))
+        >>> tuple(w.shape), tuple(planes.shape)
+        ((2, 256), (2, 3, 8, 32, 32))
+    """
+
+    def __init__(self, config: GeneratorConfig):
+        super().__init__()
+        self.config = config
+        c = config
+        self.mapping = MappingNetwork(
+            c.z_dim, len(c.labels) + c.pose_dim, c.w_dim, hidden=c.mapping_hidden, layers=c.mapping_layers
+        )
+        self.synthesis = SynthesisNetwork(c.w_dim, c.widths, 3 * c.plane_channels)
+        self.field = Decoder(c.plane_channels, c.hidden, c.mu_scale, c.start_mu)
+        # One row per artery: the middle between a right and a left tree is no tree.
+        self.register_buffer("w_average", torch.zeros(2, c.w_dim))
+        if c.fields == "vessel+background":
+            r, k = c.background_resolution, c.background_channels
+            self.background_start = nn.Parameter(torch.randn(3, k, r, r) * 0.1)
+            self.background_style = ScaledLinear(c.w_dim, 3 * k, bias=1.0)
+            self.background_field = Decoder(k, 16, c.mu_scale, c.start_mu)
+
+    @property
+    def layers(self) -> int:
+        """Styles of a W+ code."""
+        return self.synthesis.layers
+
+    def map(
+        self, z: torch.Tensor, label: torch.Tensor, *, truncation: float = 1.0, pose: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Codes w ``(B, w_dim)``.
+
+        Args:
+            z: ``(B, z_dim)``, standard normal. label: ``(B, labels)`` from :func:`labels_of`, or ``(B,)`` int64 with
+                0 for right and 1 for left.
+            truncation: 1 takes w as it is, 0 the average of the artery.
+            pose: ``(B, pose_dim)`` where the configuration has one; None is the pose zero.
+        """
+        label = self.label_vector(label, z)
+        w = self.mapping(z, self._with_pose(label, pose))
+        return w if truncation == 1.0 else torch.lerp(self.average(label).to(w.dtype), w, truncation)
+
+    def label_vector(self, label: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        """``(B, labels)`` in the type of ``like``, from that or from ``(B,)`` indices of arteries."""
+        if label.ndim == 1:
+            label = torch.nn.functional.one_hot(label.long(), len(self.config.labels))
+        if label.ndim != 2 or label.shape[1] != len(self.config.labels):
+            raise ValueError(f"label has shape {tuple(label.shape)}; expected (B,) or (B, {len(self.config.labels)})")
+        return label.to(device=like.device, dtype=like.dtype)
+
+    def average(self, label: torch.Tensor) -> torch.Tensor:
+        """Mean w of the artery of each label, ``(B, w_dim)``."""
+        label = self.label_vector(label, self.w_average)
+        return self.w_average[(label[:, 1] > label[:, 0]).long()]
+
+    def spread(self, w: torch.Tensor) -> torch.Tensor:
+        """``(B, w_dim)`` to W+ ``(B, layers, w_dim)``: the same style for every layer."""
+        return w[:, None].expand(-1, self.layers, -1)
+
+    def planes(self, w_plus: torch.Tensor, *, levels: int | None = None) -> torch.Tensor:
+        """Planes ``(B, 3, C, R, R)`` float32, order XY, XZ, YZ; without gradient tape under ``torch.no_grad``.
+
+        Args:
+            levels: of the synthesis, for a coarse start of training.
+        """
+        c = self.config
+        planes = self.synthesis(w_plus, levels=levels).float()
+        if planes.shape[-1] != c.plane_resolution:
+            planes = nn.functional.interpolate(planes, size=c.plane_resolution, mode="bilinear", align_corners=False)
+        # channels_last memory would make the native operators copy it anyway
+        return planes.contiguous().unflatten(1, (3, c.plane_channels))
+
+    def decoder(self) -> TriplaneDecoder:
+        """The decoder of the vessel field as the operators take it; gradients reach the generator's weights."""
+        return self.field.weights()
+
+    def project(
+        self, planes: torch.Tensor, cameras, *, box_center_mm=(0.0, 0.0, 0.0), samples: int = 256
+    ) -> torch.Tensor:
+        """Line integrals ``(B, V, rows, cols)`` of the vessel field; arguments as those of ``render_triplane``."""
+        with torch.autocast(planes.device.type, enabled=False):
+            return render_triplane(
+                planes,
+                self.decoder(),
+                cameras,
+                box_center_mm=box_center_mm,
+                box_size_mm=self.config.box_size_mm,
+                samples=samples,
+            )
+
+    def attenuation(
+        self, planes: torch.Tensor, points_mm: torch.Tensor, *, box_center_mm=(0.0, 0.0, 0.0)
+    ) -> torch.Tensor:
+        """Vessel field mu in 1/mm at points ``(..., 3)`` world LPS mm: ``(B, ...)``; exactly zero outside the box."""
+        with torch.autocast(planes.device.type, enabled=False):
+            return query_triplane(
+                planes, self.decoder(), points_mm, box_center_mm=box_center_mm, box_size_mm=self.config.box_size_mm
+            )
+
+    def background(self, w: torch.Tensor, cameras, *, box_center_mm=(0.0, 0.0, 0.0), samples: int = 48) -> torch.Tensor:
+        """Line integrals ``(B, V, rows, cols)`` of the background field of codes ``(B, w_dim)``, to be added.
+
+        Raises:
+            InputError: the generator was built without that field.
+        """
+        if self.config.fields != "vessel+background":
+            raise InputError("this generator has no background field; build it with fields='vessel+background'")
+        style = self.background_style(w).unflatten(1, (3, -1))[..., None, None]
+        planes = (self.background_start * style).float()
+        return render_triplane(
+            planes,
+            self.background_field.weights(),
+            cameras,
+            box_center_mm=box_center_mm,
+            box_size_mm=self.config.box_size_mm,
+            samples=samples,
+        )
+
+    def _with_pose(self, label: torch.Tensor, pose: torch.Tensor | None) -> torch.Tensor:
+        size = self.config.pose_dim
+        if size == 0:
+            return label
+        pose = label.new_zeros(len(label), size) if pose is None else pose.to(label)
+        return torch.cat([label, pose], 1)
+
+
+def labels_of(arteries, co_dominant=None, labels: int = 3) -> torch.Tensor:
+    """Label vectors ``(B, labels)`` of arteries (``rca`` or ``lca``) and, where known, co-dominance of the patients.
+
+    Raises:
+        InputError: an artery of another name.
+
+    Example:
+        >>> labels_of(["lca"], [True]).tolist()
+        [[0.0, 1.0, 1.0]]
+    """
+    out = torch.zeros(len(arteries), labels)
+    for row, artery in zip(out, arteries, strict=True):
+        if artery not in ("rca", "lca"):
+            raise InputError(f"artery is '{artery}'; choose rca or lca")
+        row[("rca", "lca").index(artery)] = 1.0
+    if co_dominant is not None:
+        out[:, 2] = torch.as_tensor([float(value) for value in co_dominant])
+    return out
+
+
+def load_generator(name_or_path: str = "generator", device: str | torch.device = "cpu") -> tuple[Generator, dict]:
+    """A generator in eval mode, and its card.
+
+    Args:
+        name_or_path: embedded weights, or a ``.safetensors`` file that a training run wrote.
+
+    Raises:
+        InputError: missing, damaged, or of another architecture.
+    """
+    from licag3d.train.checkpoints import load_into, load_weights
+    from licag3d.weights import load
+
+    if name_or_path.endswith(".safetensors"):
+        tensors, card = load_weights(name_or_path)
+    else:
+        tensors, card = load(name_or_path)
+    generator = Generator(config_of(card, name_or_path))
+    load_into(generator, {key: value.float() for key, value in tensors.items()}, name_or_path)
+    return generator.eval().requires_grad_(False).to(device), card
+
+
+def config_of(card: dict, source: str) -> GeneratorConfig:
+    """The configuration that a card holds.
+
+    Raises:
+        InputError: there is none, or it is one of another version.
+    """
+    found = card.get("config") if card.get("model") == "generator" else None
+    if not isinstance(found, dict):
+        raise InputError(f"{source}: no weights of a generator; train one (python -m licag3d.train generator)")
+    known = {item.name for item in fields(GeneratorConfig)}
+    if strange := sorted(found.keys() - known):
+        raise InputError(f"{source}: of another version of the generator (it has {strange[0]})")
+    try:
+        return GeneratorConfig(**found)
+    except TypeError as error:
+        raise InputError(f"{source}: the configuration of the generator cannot be read ({error})") from None
+
+
+def config_facts(config: GeneratorConfig) -> dict:
+    """The configuration as JSON."""
+    return asdict(config)
