@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -69,16 +69,41 @@ class PhantomFrame:
     view: int
 
 
+@dataclass(frozen=True)
+class Moment:
+    """One view of one phantom patient at one moment, ready to be rendered.
+
+    ``tree`` and ``surroundings`` are at rest; ``phase`` (0..1 of the beat) and ``breath_mm`` say when they are shown.
+    """
+
+    tree: object
+    surroundings: object
+    motion: object
+    camera: object
+    exposure: object
+    opacity: object
+    phase: float
+    breath_mm: float
+    seed: int
+    artery: str
+    view: int
+
+
 def render_case(seed: int, *, views: int = VIEWS_PER_CASE, rows: int = ROWS) -> list[PhantomFrame]:
     """Frames of one phantom patient; right and left arteries alternate with the seed.
 
     Angles, zoom, cardiac phase, breath and filling are drawn anew for every view: a training frame may cut vessels off
     or show them half filled.
     """
+    return [render_moment(moment) for moment in case_moments(seed, views=views, rows=rows)]
+
+
+def case_moments(seed: int, *, views: int = VIEWS_PER_CASE, rows: int = ROWS) -> list[Moment]:
+    """What :func:`render_case` renders, before it is rendered."""
     from licag3d.phantom import views as view_choice
     from licag3d.phantom.anatomy import sample_patient, sample_tree
     from licag3d.phantom.filling import sample_filling
-    from licag3d.phantom.motion import move_surroundings, move_tree, sample_motion
+    from licag3d.phantom.motion import sample_motion
     from licag3d.phantom.thorax import sample_thorax
     from licag3d.phantom.xray import Exposure, sample_surroundings
 
@@ -96,17 +121,15 @@ def render_case(seed: int, *, views: int = VIEWS_PER_CASE, rows: int = ROWS) -> 
     spacing = view_choice.fit_spacing(cameras, points + move)
     surroundings = sample_surroundings(rng, tree, sample_thorax(rng, heart, move))
     filling = sample_filling(rng, artery)
-    frames = []
+    moments = []
     for k, camera in enumerate(cameras):
         # Real frames are often closer than the whole tree needs.
         camera = view_choice.with_spacing(camera, spacing * float(rng.uniform(0.72, 1.05)))
         exposure = Exposure.sample(np.random.default_rng([seed, 61, k]))
         phase, breath = float(rng.uniform()), float(rng.uniform(-3, 8))
         opacity = _opacity(rng, tree, filling)
-        shown = move_tree(tree, phase, breath, motion=motion)
-        around = move_surroundings(surroundings, phase, breath, motion)
-        frames.append(_render(shown, camera, exposure, around, opacity, (seed, artery, k)))
-    return frames
+        moments.append(Moment(tree, surroundings, motion, camera, exposure, opacity, phase, breath, seed, artery, k))
+    return moments
 
 
 def _opacity(rng: np.random.Generator, tree, filling):
@@ -119,12 +142,15 @@ def _opacity(rng: np.random.Generator, tree, filling):
     return opacity_at(tree, full + float(rng.normal(0, 0.8)), filling)
 
 
-def _render(tree, camera, exposure, surroundings, opacity, origin) -> PhantomFrame:
+def render_moment(moment: Moment) -> PhantomFrame:
+    """The frame of a moment."""
     from licag3d.phantom.tubes import path_length_mm, tree_lines
     from licag3d.phantom.twigs import without_twigs
     from licag3d.phantom.xray import render_frame
 
-    seed, artery, view = origin
+    seed, artery, view = moment.seed, moment.artery, moment.view
+    camera, exposure, opacity = moment.camera, moment.exposure, moment.opacity
+    tree, surroundings = _shown_at(moment)
     noise = [seed, 62, view]
     seen = render_frame(tree, camera, exposure, surroundings, noise, opacity=opacity)
     # The same moment with a perfect detector, with and without contrast.
@@ -154,6 +180,30 @@ def _render(tree, camera, exposure, surroundings, opacity, origin) -> PhantomFra
         artery=artery,
         view=view,
     )
+
+
+def contrast_free_image(moment: Moment, kappa: float) -> np.ndarray:
+    """The picture ``(rows, cols)`` uint8 of the same moment with ``kappa`` (0..1) of the contrast left, displayed like
+    the frame of :func:`render_moment` and with quantum noise of its own.
+
+    Raises:
+        InputError: kappa out of range.
+    """
+    from licag3d.phantom.xray import render_frame
+
+    tree, surroundings = _shown_at(moment)
+    noise = [moment.seed, 62, moment.view]
+    frame = render_frame(tree, moment.camera, moment.exposure, surroundings, noise, opacity=moment.opacity, kappa=kappa)
+    assert frame.contrast_free_image is not None
+    return frame.contrast_free_image
+
+
+def _shown_at(moment: Moment):
+    """Tree and surroundings moved by heartbeat and breath."""
+    from licag3d.phantom.motion import move_surroundings, move_tree
+
+    tree = move_tree(moment.tree, moment.phase, moment.breath_mm, motion=moment.motion)
+    return tree, move_surroundings(moment.surroundings, moment.phase, moment.breath_mm, moment.motion)
 
 
 def branch_labels(tree, camera, mask: np.ndarray) -> np.ndarray:
@@ -195,7 +245,14 @@ def write_frame(folder: Path, frame: PhantomFrame) -> str:
 
 
 def grow_pool(
-    folder, cases: int, *, first: int = 0, views: int = VIEWS_PER_CASE, rows: int = ROWS, split: range | None = None
+    folder,
+    cases: int,
+    *,
+    first: int = 0,
+    views: int = VIEWS_PER_CASE,
+    rows: int = ROWS,
+    split: range | None = None,
+    write_case: Callable[[Path, int], list[dict]] | None = None,
 ) -> int:
     """Render cases ``first`` to ``first + cases`` of a range of seeds into ``folder``; those there are kept.
 
@@ -204,6 +261,8 @@ def grow_pool(
 
     Args:
         split: a range of :mod:`licag3d.phantom.splits`; TRAINING where none is given.
+        write_case: writes the frames of a seed into the folder and returns their entries; without it plain frames with
+            ``views`` and ``rows``.
 
     Returns:
         How many frames the pool holds.
@@ -226,23 +285,29 @@ def grow_pool(
             seed = seeds[number]
             if seed in have:
                 continue
-            lines = []
-            for frame in render_case(seed, views=views, rows=rows):
-                entry = {
-                    "schema": SCHEMA,
-                    "file": write_frame(folder, frame),
-                    "seed": seed,
-                    "artery": frame.artery,
-                    "view": frame.view,
-                    "rows": rows,
-                    "mm_per_pixel": frame.mm_per_pixel,
-                    "branches": list(frame.branch_names),
-                }
-                lines.append(json.dumps(entry) + "\n")
-            index.write("".join(lines))
+            if write_case is not None:
+                entries = write_case(folder, seed)
+            else:
+                frames = render_case(seed, views=views, rows=rows)
+                entries = [entry_of(frame, write_frame(folder, frame)) for frame in frames]
+            index.write("".join(json.dumps(entry) + "\n" for entry in entries))
             index.flush()
             os.fsync(index.fileno())
     return len(PhantomPool(folder))
+
+
+def entry_of(frame: PhantomFrame, file: str) -> dict:
+    """The line of the index that lists a frame."""
+    return {
+        "schema": SCHEMA,
+        "file": file,
+        "seed": frame.seed,
+        "artery": frame.artery,
+        "view": frame.view,
+        "rows": len(frame.image),
+        "mm_per_pixel": frame.mm_per_pixel,
+        "branches": list(frame.branch_names),
+    }
 
 
 class PhantomPool:
