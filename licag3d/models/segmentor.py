@@ -148,19 +148,25 @@ def _local_mean(x: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
     return torch.where(wide[1] > 1e-3, wide[0] / wide[1].clamp_min(1e-3), x)
 
 
-def predict(model: Segmentor, image: np.ndarray, valid: np.ndarray, mm_per_pixel: float) -> Prediction:
+def predict(
+    model: Segmentor,
+    image: np.ndarray,
+    valid: np.ndarray,
+    mm_per_pixel: float,
+    working_mm: tuple[float, float] = WORKING_MM,
+) -> Prediction:
     """Run the network on one frame of any size.
 
     Args:
         image: ``(rows, cols)`` in 0..1, vessels dark. valid: bool, the X-ray field.
-        mm_per_pixel: at the isocentre; frames outside :data:`WORKING_MM` are resized for the network and back.
+        mm_per_pixel: at the isocentre; frames outside ``working_mm`` are resized for the network and back.
 
     Raises:
         InputError: the frame is too large at the working scale.
     """
     device = next(model.parameters()).device
     rows, cols = image.shape
-    scale = mm_per_pixel / float(np.clip(mm_per_pixel, *WORKING_MM)) if mm_per_pixel > 0 else 1.0
+    scale = mm_per_pixel / float(np.clip(mm_per_pixel, *working_mm)) if mm_per_pixel > 0 else 1.0
     height, width = max(8, round(rows * scale)), max(8, round(cols * scale))
     if height * width > MAX_PIXELS:
         raise InputError(f"the frame has {rows} x {cols} pixels of {mm_per_pixel:.3g} mm: too large; crop it")
