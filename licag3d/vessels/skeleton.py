@@ -77,14 +77,27 @@ def skeleton_tree(volume: Volume, *, level: float = 0.5, root_lps_mm=None, min_b
     if not nodes:
         return VesselTree(), report
     index = np.concatenate(nodes)
-    # Distance to the nearest voxel centre outside; the border lies half a voxel before it.
-    depth = ndimage.distance_transform_edt(mask)[tuple(index.T)] * volume.spacing_mm
+    # Distance to the nearest voxel centre outside; the border lies half a voxel before it. Asked only where it is
+    # needed: a distance transform of the whole volume takes most of the time of everything here.
+    depth = _depth(mask, index) * volume.spacing_mm
     radius = np.maximum(depth - volume.spacing_mm / 2, volume.spacing_mm / 2)
     points = volume.index_to_lps(index - 1)
     root = None if root_lps_mm is None else int(np.argmin(((points - np.asarray(root_lps_mm)) ** 2).sum(1)))
     tree = trace_tree(points, radius, _voxel_edges(index), root=root, min_branch_mm=min_branch_mm)
     refined = [_refined(branch, volume, values, level, smooth_mm, step_mm) for branch in tree.branches]
     return _reattached(VesselTree(tuple(refined))), report
+
+
+def _depth(mask: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """Distance ``(N,)`` in voxels from voxels ``(N, 3)`` of the mask to the nearest voxel outside.
+
+    That voxel has a face neighbour in the mask: one step towards the asking voxel leads nearer, so it is not outside.
+    """
+    from scipy import ndimage
+    from scipy.spatial import cKDTree
+
+    shell = np.argwhere(ndimage.binary_dilation(mask) & ~mask)
+    return cKDTree(shell).query(index)[0]
 
 
 def _thin(mask: np.ndarray) -> tuple[np.ndarray, bool]:
