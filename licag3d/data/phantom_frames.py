@@ -228,8 +228,8 @@ def branch_labels(tree, camera, mask: np.ndarray) -> np.ndarray:
     return labels
 
 
-def write_frame(folder: Path, frame: PhantomFrame) -> str:
-    """Store one frame atomically; returns its name."""
+def write_frame(folder: Path, frame: PhantomFrame, suffix: str = "") -> str:
+    """Store one frame atomically; returns its name, which ends in ``suffix``."""
     import io
 
     from licag3d.io.atomic import write_bytes
@@ -239,7 +239,7 @@ def write_frame(folder: Path, frame: PhantomFrame) -> str:
     stack = np.stack(layers).astype(np.float16)
     buffer = io.BytesIO()
     np.save(buffer, stack, allow_pickle=False)
-    name = f"{frame.seed}_{frame.artery}_{frame.view}.npy"
+    name = f"{frame.seed}_{frame.artery}_{frame.view}{suffix}.npy"
     write_bytes(folder / name, buffer.getvalue())
     return name
 
@@ -365,8 +365,12 @@ class PhantomPool:
 
     def frame(self, number: int) -> PhantomFrame:
         """Frame ``number`` with its layers taken apart."""
-        entry = self.entries[number]
-        image, rest, contrast, p, codes = np.asarray(self.layers(number))
+        return self.frame_of(self.entries[number], self.layers(number))
+
+    @staticmethod
+    def frame_of(entry: dict, layers: np.ndarray) -> PhantomFrame:
+        """Layers of a pool taken apart."""
+        image, rest, contrast, p, codes = np.asarray(layers)
         codes = codes.astype(np.int32)
         return PhantomFrame(
             image=image.astype(np.uint8),

@@ -15,6 +15,8 @@ VERBS = {
         "vessels, devices and line integrals of a frame; fine-tuning on own masks",
     ),
     "vasomim": ("licag3d.train.vasomim", "masked pre-training of the angiogram encoder"),
+    "mask-first": ("licag3d.train.mask_first", "synthesis of angiograms: vessels of contrast-free frames"),
+    "casgan": ("licag3d.train.casgan", "synthesis of angiograms without pairs: CAS-GAN and its ablation"),
     "downstream": ("licag3d.train.downstream", "segmentation, labelling and stenosis from few labels"),
 }
 
