@@ -173,6 +173,7 @@ def train(
     config: dict | None = None,
     resume: bool = False,
     prepare: Callable[[int, dict], dict] | None = None,
+    betas: tuple[float, float] = (0.9, 0.99),
 ) -> Outcome:
     """Train ``model`` in place, recording in ``folder``; at the end it holds its last raw (not averaged) weights.
 
@@ -184,6 +185,7 @@ def train(
         resume: go on from the checkpoint of ``folder``. Without it the folder must not hold a run.
         prepare: called as ``prepare(step, state)`` before the first batch and after every checkpoint; returns a small
             JSON state that is stored and handed back (for data that grows while training).
+        betas: of AdamW.
 
     Raises:
         InputError: the folder holds a run already, holds none to resume, or one of another configuration; the loss
@@ -198,7 +200,7 @@ def train(
     device = torch.device(settings.device)
     model.to(device, memory_format=torch.channels_last)
     average = _copy(model)
-    optimizer = torch.optim.AdamW(_groups(model, settings.decay), lr=settings.rate, betas=(0.9, 0.99), fused=False)
+    optimizer = torch.optim.AdamW(_groups(model, settings.decay), lr=settings.rate, betas=betas, fused=False)
     start, best, best_step, state = 0, None, 0, {}
     if resume:
         start, best, best_step, state = restore_checkpoint(folder, model, average, optimizer)
