@@ -3,6 +3,9 @@
 
     z, label -> mapping -> w -> (one style per layer: W+) -> planes XY, XZ, YZ -> decoder -> mu(x) -> render_triplane
 
+Planes have two sources. The structure stage (:mod:`licag3d.models.branch_stage`, the first styles) writes a tree branch
+by branch and draws it; modulated convolutions (the other styles) see the drawing and add what it misses.
+
 After Chan et al. (EG3D, CVPR 2022) with three things changed for X-ray: the integral is order-free and every pixel is
 one (no network after it), the third plane is YZ, and outside the box the field is exactly zero.
 """
@@ -16,11 +19,15 @@ import torch
 from torch import nn
 
 from licag3d.errors import InputError
+from licag3d.models.branch_stage import BranchStage
+from licag3d.models.branch_table import ARTERIES
 from licag3d.models.synthesis import MappingNetwork, ScaledLinear, SynthesisNetwork
 from licag3d.ops import query_triplane, render_triplane
 from licag3d.ops.triplane_decoder import TriplaneDecoder
 
 FIELDS = ("vessel", "vessel+background")
+#: Attenuation of opacified blood above tissue at contrast one, 1/mm: the middle of the phantom's range.
+INSIDE_MU = 0.155
 
 
 @dataclass(frozen=True)
@@ -30,6 +37,7 @@ class GeneratorConfig:
     Args:
         z_dim, w_dim: sizes of the random input and of a style. mapping_hidden, mapping_layers: of the mapping network.
         plane_resolution, plane_channels: R and C of the planes. hidden: units of the decoder.
+        structure: styles of the structure stage; 0 leaves it out. structure_hidden: units of its heads.
         widths: channels of the convolutions at 4, 8, 16, ... pixels; what the last makes is enlarged to R bilinearly.
         labels: names of the entries of the label vector, each 0 or 1: artery (right or left), and whether the patient
             is co-dominant.
@@ -46,12 +54,14 @@ class GeneratorConfig:
     plane_resolution: int = 256
     plane_channels: int = 32
     hidden: int = 64
-    widths: tuple[int, ...] = (128, 128, 96, 64, 48, 32)
+    structure: int = 4
+    structure_hidden: int = 384
+    widths: tuple[int, ...] = (64, 64, 64, 48, 32, 16)
     labels: tuple[str, ...] = ("right", "left", "co-dominant")
     pose_dim: int = 0
     box_size_mm: float = 140.0
-    mu_scale: float = 0.1
-    start_mu: float = 3e-4
+    mu_scale: float = 0.01
+    start_mu: float = 5e-5
     fields: str = "vessel"
     background_resolution: int = 32
     background_channels: int = 8
@@ -69,6 +79,8 @@ class GeneratorConfig:
             ("plane_resolution", 8, 2048),
             ("plane_channels", 1, 512),
             ("hidden", 1, 4096),
+            ("structure", 0, 8),
+            ("structure_hidden", 1, 4096),
             ("pose_dim", 0, 64),
             ("box_size_mm", 10, 400),
             ("mu_scale", 1e-6, 10),
@@ -85,30 +97,53 @@ class GeneratorConfig:
                 f"widths has {len(self.widths)} levels, {4 << (len(self.widths) - 1)} pixels at the last; "
                 f"plane_resolution is {self.plane_resolution}: leave out some levels"
             )
+        if self.structure and self.plane_resolution % (4 << (len(self.widths) - 1)):
+            raise InputError(
+                f"plane_resolution is {self.plane_resolution}; with a structure stage give a multiple of the "
+                f"{4 << (len(self.widths) - 1)} pixels that widths ends at"
+            )
 
 
 class Decoder(nn.Module):
-    """Trainable weights of a :class:`TriplaneDecoder`."""
+    """Trainable weights of a :class:`TriplaneDecoder`.
 
-    def __init__(self, channels: int, hidden: int, mu_scale: float, start_mu: float):
+    Args:
+        drawn: the first so many channels are branches of the structure stage; each gets two hidden units that make a
+            ramp of ``ramp_mm`` round its wall, from nothing outside to the contrast (the channel after them) inside.
+    """
+
+    def __init__(self, channels: int, hidden: int, mu_scale: float, start_mu: float, *, drawn: int = 0):
         super().__init__()
-        self.weight_1 = nn.Parameter(torch.randn(hidden, channels))
+        self.mu_scale = mu_scale
+        self.weight_1 = nn.Parameter(torch.randn(hidden, channels) * math.sqrt(3.0 / channels))
         self.bias_1 = nn.Parameter(torch.zeros(hidden))
-        self.weight_2 = nn.Parameter(torch.randn(1, hidden) * 0.5)
+        self.weight_2 = nn.Parameter(torch.randn(1, hidden) * 0.5 / math.sqrt(hidden))
         self.bias_2 = nn.Parameter(torch.zeros(1))
-        self.channels, self.mu_scale = channels, mu_scale
-        # At zero features softplus gives log 2 in each hidden unit; with the bias the field then starts at start_mu,
-        # so that a projection through the box starts at the mean of the data and not where gradients have died.
         with torch.no_grad():
-            at_zero = (self.weight_2.sum() * math.log(2.0) / math.sqrt(hidden)).item()
-            self.bias_2.fill_(math.log(math.expm1(start_mu / mu_scale)) - at_zero)
+            start = math.log(math.expm1(start_mu / mu_scale))
+            if drawn:
+                self._read_branches(drawn, start)
+            # At zero features softplus gives log 2 in each free hidden unit; with the bias the field then starts at
+            # start_mu, so that a projection starts at the mean of the data and not where gradients have died.
+            self.bias_2.fill_(start - self.weight_2[:, 2 * drawn :].sum().item() * math.log(2.0))
+
+    def _read_branches(self, drawn: int, start: float, *, ramp_mm: float = 0.4, inside_mu: float = INSIDE_MU) -> None:
+        sharp = 4.0
+        # The mean over three planes of a drawn channel is a third of the distance to the wall, mm.
+        self.weight_1[: 2 * drawn] = 0.0
+        self.weight_1[2 * drawn :, : drawn + 1] = 0.0
+        self.weight_2[:, 2 * drawn :] *= 0.1
+        height = (math.log(math.expm1(inside_mu / self.mu_scale)) - start) / sharp
+        for k in range(drawn):
+            self.weight_1[2 * k : 2 * k + 2, k] = 3 * sharp / ramp_mm
+            self.bias_1[2 * k : 2 * k + 2] = 0.75 * sharp
+            self.weight_1[2 * k + 1, drawn] = -sharp
+            self.weight_2[0, 2 * k], self.weight_2[0, 2 * k + 1] = height, -height
 
     def weights(self) -> TriplaneDecoder:
-        hidden = self.weight_1.shape[0]
-        # The planes come as a mean over three; the factor gives it unit variance back.
-        first = self.weight_1.float() * math.sqrt(3.0 / self.channels)
-        second = self.weight_2.float() / math.sqrt(hidden)
-        return TriplaneDecoder(first, self.bias_1.float(), second, self.bias_2.float(), self.mu_scale)
+        return TriplaneDecoder(
+            self.weight_1.float(), self.bias_1.float(), self.weight_2.float(), self.bias_2.float(), self.mu_scale
+        )
 
 
 class Generator(nn.Module):
@@ -129,8 +164,28 @@ class Generator(nn.Module):
         self.mapping = MappingNetwork(
             c.z_dim, len(c.labels) + c.pose_dim, c.w_dim, hidden=c.mapping_hidden, layers=c.mapping_layers
         )
-        self.synthesis = SynthesisNetwork(c.w_dim, c.widths, 3 * c.plane_channels)
-        self.field = Decoder(c.plane_channels, c.hidden, c.mu_scale, c.start_mu)
+        self.structure, drawn = None, 0
+        if c.structure:
+            self.structure = BranchStage(
+                c.w_dim,
+                groups=c.structure,
+                hidden=c.structure_hidden,
+                resolution=c.plane_resolution,
+                box_size_mm=c.box_size_mm,
+            )
+            drawn = self.structure.channels
+            if c.plane_channels < drawn + 1 or c.hidden < 2 * drawn:
+                raise InputError(
+                    f"plane_channels is {c.plane_channels} and hidden {c.hidden}; the structure stage needs at least "
+                    f"{drawn + 1} and {2 * drawn}"
+                )
+            # Contrast of the vessels: a factor near one.
+            self.contrast = ScaledLinear(c.w_dim, 1, gain=0.05, bias=1.0)
+        self.drawn = drawn
+        self.synthesis = SynthesisNetwork(
+            c.w_dim, c.widths, 3 * c.plane_channels, context=3 * drawn, out_gain=0.02 if drawn else 1.0
+        )
+        self.field = Decoder(c.plane_channels, c.hidden, c.mu_scale, c.start_mu, drawn=drawn)
         # One row per artery: the middle between a right and a left tree is no tree.
         self.register_buffer("w_average", torch.zeros(2, c.w_dim))
         if c.fields == "vessel+background":
@@ -142,7 +197,7 @@ class Generator(nn.Module):
     @property
     def layers(self) -> int:
         """Styles of a W+ code."""
-        return self.synthesis.layers
+        return self.config.structure + self.synthesis.layers
 
     def map(
         self, z: torch.Tensor, label: torch.Tensor, *, truncation: float = 1.0, pose: torch.Tensor | None = None
@@ -176,18 +231,58 @@ class Generator(nn.Module):
         """``(B, w_dim)`` to W+ ``(B, layers, w_dim)``: the same style for every layer."""
         return w[:, None].expand(-1, self.layers, -1)
 
-    def planes(self, w_plus: torch.Tensor, *, levels: int | None = None) -> torch.Tensor:
-        """Planes ``(B, 3, C, R, R)`` float32, order XY, XZ, YZ; without gradient tape under ``torch.no_grad``.
+    def planes(
+        self, w_plus: torch.Tensor, label: torch.Tensor | None = None, *, levels: int | None = None, detail: bool = True
+    ) -> torch.Tensor:
+        """Planes ``(B, 3, C, R, R)`` float32, order XY, XZ, YZ.
 
         Args:
-            levels: of the synthesis, for a coarse start of training.
+            w_plus: ``(B, layers, w_dim)``. label: as for :meth:`map`, tells which artery's branches are written; None
+                takes the artery whose average is nearer to the first style.
+            levels: of the synthesis, for a coarse start of training. detail: False leaves the convolutions out.
         """
-        c = self.config
-        planes = self.synthesis(w_plus, levels=levels).float()
+        c, first = self.config, self.config.structure
+        drawn = None
+        if self.structure is not None:
+            vectors = self.vectors(w_plus, label)
+            drawn = self.structure.draw_all(vectors)
+            contrast = self.contrast(w_plus[:, 0]).float()[:, None, :, None, None]
+            drawn = torch.cat([drawn, contrast.expand(-1, 3, -1, *drawn.shape[-2:])], 2)
+            if not detail:
+                return nn.functional.pad(drawn, (0, 0, 0, 0, 0, c.plane_channels - drawn.shape[2]))
+        context = drawn[:, :, :-1].flatten(1, 2) if drawn is not None else None
+        planes = self.synthesis(w_plus[:, first:], context=context, levels=levels).float()
         if planes.shape[-1] != c.plane_resolution:
             planes = nn.functional.interpolate(planes, size=c.plane_resolution, mode="bilinear", align_corners=False)
         # channels_last memory would make the native operators copy it anyway
-        return planes.contiguous().unflatten(1, (3, c.plane_channels))
+        planes = planes.contiguous().unflatten(1, (3, c.plane_channels))
+        if drawn is not None:
+            planes = torch.cat([planes[:, :, : drawn.shape[2]] + drawn, planes[:, :, drawn.shape[2] :]], 2)
+        return planes
+
+    def vectors(
+        self, w_plus: torch.Tensor, label: torch.Tensor | None = None
+    ) -> list[tuple[str, torch.Tensor, torch.Tensor]]:
+        """What the structure stage writes: for each artery present its name, the rows of the batch it has, and their
+        vectors (``licag3d.models.branch_table``, presence as logit).
+        """
+        if label is None:
+            near = (w_plus[:, :1].float() - self.w_average).square().sum(2).argmin(1)
+        else:
+            label = self.label_vector(label, self.w_average)
+            near = (label[:, 1] > label[:, 0]).long()
+        out = []
+        for index, artery in enumerate(ARTERIES):
+            rows = (near == index).nonzero()[:, 0]
+            if len(rows):
+                out.append((artery, rows, self.structure.vectors(w_plus[rows], artery)))
+        return out
+
+    def lumen_mu_per_mm(self, w_plus: torch.Tensor) -> torch.Tensor:
+        """Attenuation inside the vessels of W+ codes, ``(B,)`` in 1/mm; half of it is where a wall lies."""
+        if self.structure is None:
+            return w_plus.new_full((len(w_plus),), INSIDE_MU)
+        return INSIDE_MU * self.contrast(w_plus[:, 0])[:, 0].float()
 
     def decoder(self) -> TriplaneDecoder:
         """The decoder of the vessel field as the operators take it; gradients reach the generator's weights."""
@@ -255,9 +350,9 @@ def labels_of(arteries, co_dominant=None, labels: int = 3) -> torch.Tensor:
     """
     out = torch.zeros(len(arteries), labels)
     for row, artery in zip(out, arteries, strict=True):
-        if artery not in ("rca", "lca"):
+        if artery not in ARTERIES:
             raise InputError(f"artery is '{artery}'; choose rca or lca")
-        row[("rca", "lca").index(artery)] = 1.0
+        row[ARTERIES.index(artery)] = 1.0
     if co_dominant is not None:
         out[:, 2] = torch.as_tensor([float(value) for value in co_dominant])
     return out

@@ -93,9 +93,11 @@ class SynthesisNetwork(nn.Module):
 
     Args:
         widths: channels at 4, 8, 16, ... pixels; the last is the resolution of the result.
+        context: channels of a picture that enters every resolution, averaged down to it; 0 for none.
+        out_gain: of the weights of the outputs at the start.
     """
 
-    def __init__(self, w_dim: int, widths: tuple[int, ...], channels: int, *, out_gain: float = 1.0):
+    def __init__(self, w_dim: int, widths: tuple[int, ...], channels: int, *, context: int = 0, out_gain: float = 1.0):
         super().__init__()
         self.start = nn.Parameter(torch.randn(1, widths[0], 4, 4))
         self.convs, self.outs = nn.ModuleList(), nn.ModuleList()
@@ -109,27 +111,45 @@ class SynthesisNetwork(nn.Module):
             self.outs.append(out)
             before = width
         self.levels = len(widths)
+        self.enter = nn.ModuleList(
+            nn.Conv2d(context, width, 3, padding=1) for width in ((widths[0], *widths[:-1]) if context else ())
+        )
 
     @property
     def layers(self) -> int:
         """Codes that :meth:`forward` takes: one per 3 x 3 convolution; an output shares that of the one before it."""
         return len(self.convs)
 
-    def forward(self, w_plus: torch.Tensor, *, levels: int | None = None) -> torch.Tensor:
-        """``(B, layers, w_dim)`` to ``(B, channels, n, n)``, n = 4 * 2^(levels - 1); fewer levels for a coarse start of
-        training.
+    def forward(
+        self, w_plus: torch.Tensor, *, context: torch.Tensor | None = None, levels: int | None = None
+    ) -> torch.Tensor:
+        """``(B, layers, w_dim)`` and context ``(B, context, m, m)`` to ``(B, channels, n, n)``.
+
+        n is 4 * 2^(levels - 1): fewer levels for a coarse start of training.
         """
         x = self.start.expand(len(w_plus), -1, -1, -1).contiguous(memory_format=torch.channels_last)
         total, index = None, 0
+        pictures = _pyramid(context, 4, levels or self.levels) if context is not None else None
         for level in range(levels or self.levels):
             for k in range(1 if level == 0 else 2):
                 if level and k == 0:
                     x = double(x)
+                if k == 0 and pictures is not None:
+                    x = x + self.enter[level](pictures[level].to(x.dtype))
                 x = F.leaky_relu(self.convs[index](x, w_plus[:, index]), 0.2) * _GAIN
                 index += 1
             out = self.outs[level](x, w_plus[:, index - 1])
             total = out if total is None else double(total) + out
         return total
+
+
+def _pyramid(picture: torch.Tensor, smallest: int, levels: int) -> list[torch.Tensor]:
+    """Averages of a picture at ``smallest``, twice that, ... pixels; its size is a multiple of the largest of them."""
+    out = []
+    for level in reversed(range(levels)):
+        picture = F.avg_pool2d(picture, picture.shape[-1] // (smallest << level))
+        out.append(picture.contiguous(memory_format=torch.channels_last))
+    return out[::-1]
 
 
 def double(x: torch.Tensor) -> torch.Tensor:

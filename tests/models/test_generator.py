@@ -10,7 +10,15 @@ from licag3d.models.generator import Generator, GeneratorConfig, config_facts, l
 from licag3d.models.synthesis import ModulatedConv
 
 SMALL = GeneratorConfig(
-    z_dim=16, w_dim=24, mapping_hidden=32, plane_resolution=64, plane_channels=32, hidden=64, widths=(16, 16, 8)
+    z_dim=16,
+    w_dim=24,
+    mapping_hidden=32,
+    plane_resolution=64,
+    plane_channels=32,
+    hidden=64,
+    structure=2,
+    structure_hidden=16,
+    widths=(16, 16, 8),
 )
 
 
