@@ -87,3 +87,26 @@ def change_outside(made: np.ndarray, source: np.ndarray, vessels: np.ndarray, *,
 
     outside = ~ndimage.binary_dilation(vessels, iterations=margin_px) if vessels.any() else np.ones(made.shape, bool)
     return float(np.abs(made - source)[outside].mean()) if outside.any() else 0.0
+
+
+def independent_mask(image: np.ndarray, mm_per_pixel: float, valid: np.ndarray | None = None) -> np.ndarray:
+    """Vessels ``(rows, cols)`` bool of an angiogram in 0..1 by the classical evidence, which no training ever saw.
+
+    Args:
+        mm_per_pixel: at the isocentre. valid: the X-ray field; everything without it.
+    """
+    from licag3d.models.vessel_evidence import classical_evidence
+
+    return classical_evidence(view_of(image, mm_per_pixel, valid)).mask
+
+
+def view_of(image: np.ndarray, mm_per_pixel: float, valid: np.ndarray | None = None):
+    """A frame as a :class:`licag3d.structures.View` whose camera has this pixel size at the isocentre, and nothing else
+    that means anything."""
+    from licag3d.geometry import Camera
+    from licag3d.structures import View
+
+    rows, cols = image.shape
+    camera = Camera(0.0, 0.0, 1000.0, 750.0, mm_per_pixel / 0.75, mm_per_pixel / 0.75, rows, cols)
+    inside = np.ones(image.shape, bool) if valid is None else valid
+    return View(image=np.asarray(image, np.float32), camera=camera, valid=inside)
