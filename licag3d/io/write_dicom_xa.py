@@ -7,6 +7,7 @@ import hashlib
 import io
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,35 @@ def uid_of(*parts: object) -> str:
     return _UID_ROOT + str(int.from_bytes(digest, "big"))
 
 
+@dataclass(frozen=True)
+class Origin:
+    """What a file says of where its pixels come from; the default is the phantom."""
+
+    patient_name: str = "SYNTHETIC^PHANTOM"
+    patient_comments: str = "Synthetic data: no patient, no acquisition. Not for diagnosis."
+    deidentification: str = "never a patient: computed from a random seed"
+    study: str = "Synthetic coronary angiography"
+    series: str = "Synthetic coronary angiogram"
+    model_name: str = "coronary phantom"
+    derivation: str = "Synthetic: rendered from a computed coronary tree, no X-ray was taken."
+    contrast: str = "simulated iodine"
+    burnt_in: bool = False
+
+
+PHANTOM = Origin()
+#: Contrast drawn into a frame of a patient by ``python -m licag3d.synthesize``.
+SYNTHESISED = Origin(
+    patient_name="SYNTHETIC^CONTRAST",
+    patient_comments="Synthetic contrast: the vessels were predicted, not seen. Not for diagnosis.",
+    deidentification="nothing of the source but its pixels and geometry was taken over",
+    study="Synthetic contrast angiography",
+    series="Synthetic contrast, not for diagnosis",
+    model_name="virtual contrast",
+    derivation="Synthetic contrast drawn by a network into a frame without contrast; no contrast agent was given.",
+    contrast="none (synthetic)",
+)
+
+
 def write_xa(
     path: str | Path,
     frames: np.ndarray | Sequence[np.ndarray],
@@ -47,11 +77,13 @@ def write_xa(
     relationship: str = "DISP",
     description: str = "",
     kvp: float | None = None,
+    origin: Origin = PHANTOM,
 ) -> None:
     """Write an X-Ray Angiographic Image (PS3.3 A.14), explicit VR little endian, pixel data as they are.
 
-    The file says wherever it can that nothing in it is from a patient: image type ``DERIVED``, the attribute Synthetic
-    Data, a patient called ``SYNTHETIC^PHANTOM``, no date and no time. The same arguments give the same bytes.
+    The file says wherever it can that it is no acquisition: image type ``DERIVED``, the attribute Synthetic Data, a
+    patient called ``SYNTHETIC^PHANTOM`` (or as ``origin`` says), no date and no time. The same arguments give the same
+    bytes.
 
     Args:
         frames: ``(n, rows, cols)`` or n pictures ``(rows, cols)``, uint8 for 8 bits, uint16 above; vessels dark.
@@ -61,6 +93,7 @@ def write_xa(
         identity: what makes the study unique (for example seed and artery); ``series`` numbers the runs in it.
         relationship: of pixel value and intensity: ``DISP`` (display curve), ``LIN`` or ``LOG``.
         description: series description, at most 64 characters. kvp: tube voltage, where known.
+        origin: what is said of where the pixels come from.
 
     Raises:
         InputError: frames of other sizes or kinds, values above the bits, more than 2 GiB, no frame time, a camera
@@ -79,7 +112,9 @@ def write_xa(
         raise InputError(
             "a DICOM XA file cannot hold an offset or a moved principal point; give the camera as a user has it"
         )
-    data = _data_set(pixels, camera, bits, frame_time_ms, tuple(identity), series, relationship, description, kvp)
+    data = _data_set(
+        pixels, camera, bits, frame_time_ms, tuple(identity), series, relationship, description, kvp, origin
+    )
     buffer = io.BytesIO()
     data.save_as(buffer, enforce_file_format=True)
     try:
@@ -121,6 +156,7 @@ def _data_set(
     relationship: str,
     description: str,
     kvp: float | None,
+    origin: Origin,
 ) -> Any:
     from pydicom.datadict import tag_for_keyword
     from pydicom.dataset import Dataset, FileMetaDataset
@@ -144,24 +180,24 @@ def _data_set(
     data.SOPClassUID, data.SOPInstanceUID = XA_STORAGE, name
     if tag_for_keyword("SyntheticData") is not None:  # (0008,001C), in the standard since 2023
         data.SyntheticData = "YES"
-    data.PatientName, data.PatientID = "SYNTHETIC^PHANTOM", "SYNTHETIC"
+    data.PatientName, data.PatientID = origin.patient_name, "SYNTHETIC"
     data.PatientBirthDate = data.PatientSex = ""
     data.PatientIdentityRemoved = "YES"
-    data.DeidentificationMethod = "never a patient: computed from a random seed"
-    data.PatientComments = "Synthetic data: no patient, no acquisition. Not for diagnosis."
+    data.DeidentificationMethod = origin.deidentification
+    data.PatientComments = origin.patient_comments
     data.StudyInstanceUID, data.SeriesInstanceUID = study, uid_of("licag3d series", *identity, series)
     data.StudyDate = data.StudyTime = data.ReferringPhysicianName = data.StudyID = data.AccessionNumber = ""
-    data.StudyDescription = "Synthetic coronary angiography"
+    data.StudyDescription = origin.study
     data.Modality, data.SeriesNumber, data.InstanceNumber = "XA", series, 1
-    data.SeriesDescription = (description or "Synthetic coronary angiogram")[:64]
+    data.SeriesDescription = (description or origin.series)[:64]
     data.PatientPosition, data.Laterality = "HFS", ""
-    data.Manufacturer, data.ManufacturerModelName = "licag3d", "coronary phantom"
+    data.Manufacturer, data.ManufacturerModelName = "licag3d", origin.model_name
     data.SoftwareVersions = licag3d.__version__
     # Image.
     data.ImageType = ["DERIVED", "PRIMARY", "SINGLE PLANE"]
-    data.DerivationDescription = "Synthetic: rendered from a computed coronary tree, no X-ray was taken."
+    data.DerivationDescription = origin.derivation
     data.PatientOrientation = _orientation(camera)
-    data.BurnedInAnnotation, data.LossyImageCompression = "NO", "00"
+    data.BurnedInAnnotation, data.LossyImageCompression = "YES" if origin.burnt_in else "NO", "00"
     data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
     data.Rows, data.Columns = rows, cols
     data.BitsAllocated = 8 if bits == 8 else 16
@@ -180,7 +216,7 @@ def _data_set(
     data.KVP = "" if kvp is None else _decimal(kvp)
     data.ExposureTime = data.XRayTubeCurrent = data.Exposure = ""
     data.RadiationSetting = "GR"
-    data.ContrastBolusAgent = "simulated iodine"
+    data.ContrastBolusAgent = origin.contrast
     data.ImagerPixelSpacing = [_decimal(camera.spacing_row_mm), _decimal(camera.spacing_col_mm)]
     data.DistanceSourceToDetector, data.DistanceSourceToPatient = _decimal(camera.sid_mm), _decimal(camera.sod_mm)
     data.EstimatedRadiographicMagnificationFactor = _decimal(camera.magnification)

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a contrast-free view to a synthesised one: what the frame is fit for, which network draws, what to warn of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from licag3d.errors import InputError
+from licag3d.models.mask_first import NAME, Synthesis
+from licag3d.structures import View
+
+WARNING = "Synthetic contrast: the vessels were predicted, not seen. Not for diagnosis."
+#: Share of the X-ray field that is black or white: warned of above the first, refused above the second.
+CLIPPED, LOST = 0.08, 0.5
+#: Centreline that the angiogram segmentor finds, mm: from this on a frame is taken to hold contrast already.
+CONTRAST_MM = 150.0
+#: Promised Dice below which the drawn vessels are called a guess.
+GUESS = 0.5
+
+Synthesiser = Callable[[View], Synthesis]
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A view and the angiogram that was made of it, with what a user must know, one sentence each."""
+
+    view: View
+    synthesis: Synthesis
+    warnings: tuple[str, ...]
+
+
+def load_synthesiser(weights: str = NAME, device: str = "cpu") -> Synthesiser:
+    """The network that draws: mask-first synthesis or CAS-GAN, told apart by the weights.
+
+    Args:
+        weights: an embedded name, or a ``.safetensors`` file of ``licag3d.train`` mask-first or casgan.
+
+    Raises:
+        InputError: missing, damaged, or weights of another model.
+    """
+    from licag3d import weights as embedded
+
+    own = weights.endswith(".safetensors")
+    if not own and not embedded.available(weights):
+        raise InputError(
+            "no synthesis weights are part of this installation: give --weights FILE of python -m licag3d.train "
+            "mask-first or casgan"
+        )
+    if own:
+        from licag3d.train.checkpoints import load_weights
+
+        if load_weights(weights)[1].get("model") == "casgan":
+            return _casgan(weights, device)
+    from licag3d.models.mask_first import load_mask_first, synthesise
+
+    model, _ = load_mask_first(weights, device)
+    return lambda view: synthesise(model, view.image, view.valid, view.camera.mm_per_pixel)
+
+
+def _casgan(weights: str, device: str) -> Synthesiser:
+    from licag3d.models.casgan import load_casgan, synthesise
+    from licag3d.models.mask_first import expected_dice
+
+    model, facts = load_casgan(weights, device)
+
+    def draw(view: View) -> Synthesis:
+        made, attention = synthesise(model, view.image, view.camera.mm_per_pixel, float(facts["working_mm"]))
+        made = np.where(view.valid, made.clip(0, 1), view.image).astype(np.float32)
+        attention = (attention * view.valid).clip(0, 1).astype(np.float32)
+        darker = np.log((view.image + 1 / 64) / (made + 1 / 64)).clip(0)
+        undecided = (2 * np.minimum(attention, 1 - attention)).astype(np.float32)
+        return Synthesis(made, attention, darker.astype(np.float32), undecided, expected_dice(attention))
+
+    return draw
+
+
+def draw_contrast(view: View, synthesiser: Synthesiser) -> Drawing:
+    """Check a contrast-free view and draw the vessels into it.
+
+    Raises:
+        InputError: more than half of the frame is black or white.
+    """
+    warnings = list(frame_warnings(view))
+    made = synthesiser(view)
+    if not np.isfinite(made.expected_dice):
+        warnings.append(f"{view.file}: no vessel was likely enough to be drawn: the result is the frame itself.")
+    elif made.expected_dice < GUESS:
+        warnings.append(
+            f"{view.file}: the drawn vessels are a guess (the network itself expects a Dice overlap of "
+            f"{made.expected_dice:.2f} with the true ones): without residual contrast the frame does not say where "
+            "they are."
+        )
+    return Drawing(view, made, tuple(warnings))
+
+
+def frame_warnings(view: View) -> tuple[str, ...]:
+    """What speaks against a frame as a contrast-free one, one sentence each.
+
+    Raises:
+        InputError: more than half of the frame is black or white.
+    """
+    inside = view.image[view.valid] if view.valid.any() else view.image
+    black, white = float((inside <= 0.004).mean()), float((inside >= 0.996).mean())
+    clipped = black + white
+    if clipped > LOST:
+        raise InputError(
+            f"{view.file}: {100 * clipped:.0f} % of the frame is black or white: nothing can be seen there; export it "
+            "with another window"
+        )
+    found = []
+    if clipped > CLIPPED:
+        found.append(
+            f"{view.file}: {100 * clipped:.0f} % of the frame is black or white; what lies there is lost: export it "
+            "with a wider window."
+        )
+    length_mm = contrast_length_mm(view)
+    if length_mm >= CONTRAST_MM:
+        found.append(
+            f"{view.file}: the frame seems to hold contrast already ({length_mm:.0f} mm of vessels are seen): its "
+            "vessels are darkened again; give a frame from before the injection."
+        )
+    if any("bright in this file" in note for note in view.notes):
+        found.append(f"{view.file}: the grey values were turned over; if that is wrong give --polarity dark.")
+    return tuple(found)
+
+
+def contrast_length_mm(view: View) -> float:
+    """Length of the vessels that the angiogram segmentor is sure of in a frame, mm at the isocentre."""
+    from skimage.morphology import skeletonize
+
+    from licag3d.metrics.synthesis import line_length_px
+    from licag3d.models.learned_evidence import LearnedRules, vessel_mask
+    from licag3d.models.segmentor import load_segmentor, predict
+
+    mm = view.camera.mm_per_pixel
+    found = predict(load_segmentor(), view.image, view.valid, mm)
+    mask = vessel_mask(found.vessel * view.valid, mm, LearnedRules())
+    return line_length_px(skeletonize(mask)) * mm
+
+
+def emptiest_frame(view: View) -> int | None:
+    """The frame of a cine with the least contrast, for a view that was read from a whole cine; None for a still."""
+    if view.scores is None or len(view.scores) < 2:
+        return None
+    scores = np.convolve(np.pad(view.scores, 1, mode="edge"), np.ones(3) / 3, mode="valid")
+    return int(np.argmin(scores))
+
+
+def read_contrast_free(files: list[str], **reading) -> list[View]:
+    """Views of contrast-free frames; of a cine without ``#frame`` the frame with the least contrast is taken.
+
+    Args:
+        reading: arguments of :func:`licag3d.io.views.read_views`.
+
+    Raises:
+        InputError: as :func:`licag3d.io.views.read_views`.
+    """
+    from licag3d.io.views import read_views
+
+    views, _ = read_views(files, **reading)
+    chosen = [emptiest_frame(view) for view in views]
+    if any(number is not None for number in chosen):
+        named = [f if number is None else f"{f}#{number}" for f, number in zip(files, chosen, strict=True)]
+        again, _ = read_views(named, **reading)
+        views = [
+            replace(new, notes=(*new.notes, f"Frame {number} was taken: it shows the least contrast of its cine."))
+            if number is not None
+            else old
+            for old, new, number in zip(views, again, chosen, strict=True)
+        ]
+    return views
