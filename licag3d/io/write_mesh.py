@@ -13,11 +13,12 @@ from licag3d.io.atomic import write_bytes
 _STL_HEADER = b"licag3d vessel lumen; unit mm; SPACE=LPS"
 
 
-def write_stl(path: str | Path, vertices_lps_mm, faces) -> None:
+def write_stl(path: str | Path, vertices_lps_mm, faces, *, note: str = "") -> None:
     """Binary STL; the header says ``SPACE=LPS``, which 3D Slicer reads.
 
     Args:
         vertices_lps_mm: ``(N, 3)``; faces: ``(M, 3)`` int, outward orientation.
+        note: what else the header says, ASCII; as much of it as the 80 bytes hold.
     """
     triangles = np.asarray(vertices_lps_mm, np.float32)[np.asarray(faces)]
     record = np.zeros(len(triangles), np.dtype([("normal", "<f4", 3), ("corner", "<f4", (3, 3)), ("attribute", "<u2")]))
@@ -27,7 +28,8 @@ def write_stl(path: str | Path, vertices_lps_mm, faces) -> None:
     record["corner"] = triangles
     # A header that begins with "solid" would be taken for an ASCII file.
     count = np.array(len(triangles), "<u4").tobytes()
-    write_bytes(path, _STL_HEADER.ljust(80, b" ") + count + record.tobytes())
+    header = _STL_HEADER + (f"; {note}".encode("ascii", "replace") if note else b"")
+    write_bytes(path, header[:80].ljust(80, b" ") + count + record.tobytes())
 
 
 def write_mesh(path: str | Path, vertices_lps_mm, faces) -> None:

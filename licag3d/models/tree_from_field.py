@@ -141,17 +141,6 @@ def _near_something(count: int, ask: Callable[[np.ndarray], np.ndarray], thresho
     return np.flatnonzero(fine.reshape(-1))
 
 
-def lumen_level_per_mm(volume: Volume) -> float:
-    """Half of what the inside of the vessels holds: a level for a field of unknown contrast.
-
-    The inside is the upper half of the values above a tenth of the maximum; 0 for an empty field.
-    """
-    values = volume.values
-    top = float(values.max())
-    inside = values[values > 0.1 * top] if top > 0 else values[:0]
-    return 0.5 * float(np.percentile(inside, 75)) if len(inside) else 0.0
-
-
 def tree_from_field(
     volume: Volume,
     *,
