@@ -71,7 +71,14 @@ def parser() -> Parser:
     made.add_argument(
         "--synthesize",
         action="store_true",
-        help="the views are contrast-free: make angiograms of them first (not in this version)",
+        help="the views are contrast-free: draw the vessels into them first (python -m licag3d.synthesize); the tree "
+        "is then a prediction",
+    )
+    made.add_argument(
+        "--synthesis-weights",
+        default="synthesis",
+        metavar="FILE",
+        help="own weights for --synthesize (.safetensors of licag3d.train mask-first or casgan)",
     )
     made.add_argument(
         "--catheter-french",
@@ -90,10 +97,6 @@ def parser() -> Parser:
 def main(argv: list[str]) -> int:
     """Read, reconstruct, write, and say where the files lie."""
     given = parser().parse_args(argv)
-    if given.synthesize:
-        raise InputError(
-            "--synthesize needs the synthesis model, which this version does not have: give frames with contrast"
-        )
     if given.catheter_french is not None:
         raise InputError(
             "--catheter-french needs the catheter finder, which this version does not have: leave it out (the tree is "
@@ -115,7 +118,14 @@ def main(argv: list[str]) -> int:
         camera_correction=given.camera_correction,
         evidence=given.evidence,
     )
-    views, notes = read_views(given.views, masks=given.masks, **geometry_of(given))
+    reading = {"masks": given.masks, **geometry_of(given)}
+    if given.synthesize:
+        from licag3d.models.virtual_contrast import load_synthesiser, synthesised_views
+
+        synthesiser = load_synthesiser(given.synthesis_weights, _device(given.device))
+        views, notes = synthesised_views(given.views, synthesiser, **reading)
+    else:
+        views, notes = read_views(given.views, **reading)
     # What was read as it should be stands under each view in the report; here only what a user must know.
     routine = {f"View {k} ({view.file}): {note}" for k, view in enumerate(views, 1) for note in view.notes}
     assumptions = [note for note in notes if "assum" in note.lower() or "derived" in note]

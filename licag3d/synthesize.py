@@ -61,7 +61,7 @@ def main(argv: list[str]) -> int:
     count = 0
     with staged_folder(folder) as stage:
         for file, name in zip(files, output_names(files), strict=True):
-            (view,) = read_contrast_free([file], need_geometry=False, polarity=given.polarity, **geometry)
+            (view,), _ = read_contrast_free([file], need_geometry=False, polarity=given.polarity, **geometry)
             drawing = draw_contrast(view, synthesiser)
             count += write_drawing(stage, name, drawing)
             if sniff(split_frame(file)[0]) == "DICOM":

@@ -149,7 +149,7 @@ def _bad(tmp_path: Path, views: list[str]) -> dict[str, tuple[list[str], str]]:
         ),
         "broken cameras": ([a, b, "--cameras", str(broken)], "secondary_deg"),
         "unknown prior": ([a, b, *GEOMETRY, "--prior", "weights.safetensors"], "--prior"),
-        "synthesis": ([a, b, *GEOMETRY, "--synthesize"], "--synthesize"),
+        "synthesis": ([a, b, *GEOMETRY, "--synthesize", "--synthesis-weights", "no.safetensors"], "no.safetensors"),
         "spacing of volume": ([a, b, *GEOMETRY, "--spacing", "0"], "--spacing"),
         "unknown flag": ([a, b, *GEOMETRY, "--fast"], "--fast"),
     }

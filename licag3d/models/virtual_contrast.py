@@ -46,8 +46,8 @@ def load_synthesiser(weights: str = NAME, device: str = "cpu") -> Synthesiser:
     own = weights.endswith(".safetensors")
     if not own and not embedded.available(weights):
         raise InputError(
-            "no synthesis weights are part of this installation: give --weights FILE of python -m licag3d.train "
-            "mask-first or casgan"
+            "no synthesis weights are part of this installation: give a file of python -m licag3d.train mask-first or "
+            "casgan (--weights; --synthesis-weights of licag3d.invert)"
         )
     if own:
         from licag3d.train.checkpoints import load_weights
@@ -149,26 +149,57 @@ def emptiest_frame(view: View) -> int | None:
     return int(np.argmin(scores))
 
 
-def read_contrast_free(files: list[str], **reading) -> list[View]:
+def read_contrast_free(files: list[str], **reading) -> tuple[list[View], list[str]]:
     """Views of contrast-free frames; of a cine without ``#frame`` the frame with the least contrast is taken.
 
     Args:
         reading: arguments of :func:`licag3d.io.views.read_views`.
+
+    Returns:
+        The views and what was assumed or is doubtful.
 
     Raises:
         InputError: as :func:`licag3d.io.views.read_views`.
     """
     from licag3d.io.views import read_views
 
-    views, _ = read_views(files, **reading)
+    views, notes = read_views(files, **reading)
     chosen = [emptiest_frame(view) for view in views]
     if any(number is not None for number in chosen):
         named = [f if number is None else f"{f}#{number}" for f, number in zip(files, chosen, strict=True)]
-        again, _ = read_views(named, **reading)
+        again, notes = read_views(named, **reading)
         views = [
             replace(new, notes=(*new.notes, f"Frame {number} was taken: it shows the least contrast of its cine."))
             if number is not None
             else old
             for old, new, number in zip(views, again, chosen, strict=True)
         ]
-    return views
+    return views, notes
+
+
+def synthesised_views(files: list[str], synthesiser: Synthesiser, **reading) -> tuple[list[View], list[str]]:
+    """Contrast-free frames read and drawn into, for the reconstruction.
+
+    Args:
+        reading: arguments of :func:`licag3d.io.views.read_views`.
+
+    Returns:
+        Views of the synthesised angiograms, and what must be known of them, the first of it that they are synthetic.
+
+    Raises:
+        InputError: as :func:`read_contrast_free`, or a frame into which not one vessel could be drawn.
+    """
+    views, notes = read_contrast_free(files, **reading)
+    drawings = [draw_contrast(view, synthesiser) for view in views]
+    for drawing in drawings:
+        if not np.isfinite(drawing.synthesis.expected_dice):
+            raise InputError(
+                f"{drawing.view.file}: no vessel was likely enough to be drawn, so there is nothing to reconstruct: "
+                "give a frame with residual contrast, or an angiogram without --synthesize"
+            )
+    warnings = [WARNING + " So is the tree that was reconstructed from them."]
+    warnings += [text for drawing in drawings for text in drawing.warnings]
+    made = [
+        replace(drawing.view, image=drawing.synthesis.angiogram, background=None, scores=None) for drawing in drawings
+    ]
+    return made, list(dict.fromkeys([*warnings, *notes]))

@@ -176,3 +176,18 @@ def test_real_frame_before_contrast(shared_data, tmp_path, weights):
     source = shared_data / "dicom" / "XA1_RLE.dcm"
     assert status_of(main, [str(source), "--out", str(tmp_path), "--weights", weights]) == 0
     assert (tmp_path / "XA1_RLE_angiogram.png").is_file()
+
+
+def test_views_for_a_reconstruction_are_synthetic_and_say_so(tmp_path, weights):
+    from licag3d.errors import InputError
+    from licag3d.models.virtual_contrast import load_synthesiser, synthesised_views
+
+    files = [write(tmp_path / "a.png", grey()), write(tmp_path / "b.png", grey(seed=1))]
+    reading = {"angles": [(-30, 0), (30, 0)], "sid_mm": 1000, "sod_mm": 750, "pixel_spacing_mm": 0.4}
+    views, notes = synthesised_views(files, load_synthesiser(weights), **reading)
+    assert [view.camera.primary_deg for view in views] == [-30, 30]
+    assert (views[0].image <= grey() + 0.01).all() and (views[0].image < grey() - 0.02).any()
+    assert "So is the tree" in notes[0]
+    nothing = load_synthesiser(weights)
+    with pytest.raises(InputError, match="nothing to reconstruct"):
+        synthesised_views(files, lambda view: replace(nothing(view), expected_dice=float("nan")), **reading)
