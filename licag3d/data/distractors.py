@@ -22,6 +22,8 @@ KINDS = {
     "shadow": 3,
     "lung": 3,
     "electrode": 1,
+    "blade": 2,
+    "fan": 2,
 }
 DEVICES = ("wire", "lead", "catheter", "sternal", "clip")
 
@@ -136,7 +138,7 @@ def distance_to(points: np.ndarray, size: int, values: np.ndarray | None = None)
     return best, (np.zeros((size, size)) if values is None else values[owner])
 
 
-def _chord(distance: np.ndarray, radius) -> np.ndarray:
+def chord(distance: np.ndarray, radius) -> np.ndarray:
     """Share of the diameter that a ray at this distance from the axis of a round tube meets."""
     return np.sqrt(np.maximum(1 - (distance / np.maximum(radius, 1e-3)) ** 2, 0))
 
@@ -144,7 +146,7 @@ def _chord(distance: np.ndarray, radius) -> np.ndarray:
 def _wire(rng, size):
     distance, _ = distance_to(random_curve(rng, size, rng.uniform(0.4, 1.6) * size, 0.012), size)
     radius = rng.uniform(0.6, 1.3)
-    return rng.uniform(0.12, 0.7) * _chord(distance, radius), distance < radius
+    return rng.uniform(0.12, 0.7) * chord(distance, radius), distance < radius
 
 
 def _lead(rng, size):
@@ -155,13 +157,13 @@ def _lead(rng, size):
     # Electrode rings and shock coils are denser than the rest.
     dense = 1 + rng.uniform(0.5, 1.5) * ((len(points) - arc < tip) & (np.sin(arc * 2 * np.pi / rng.uniform(3, 20)) > 0))
     distance, thickness = distance_to(points, size, dense)
-    return rng.uniform(0.15, 0.7) * thickness * _chord(distance, radius[0]), distance < radius[0]
+    return rng.uniform(0.15, 0.7) * thickness * chord(distance, radius[0]), distance < radius[0]
 
 
 def _catheter(rng, size):
     distance, _ = distance_to(random_curve(rng, size, rng.uniform(0.5, 1.7) * size, 0.01), size)
     radius = rng.uniform(2.6, 5.0)
-    outer, lumen = _chord(distance, radius), 0.68 * _chord(distance, 0.68 * radius)
+    outer, lumen = chord(distance, radius), 0.68 * chord(distance, 0.68 * radius)
     wall, contrast = rng.uniform(0.1, 0.45), rng.uniform(0.0, 0.6) * (rng.random() < 0.7)
     return wall * (outer - lumen) + (0.3 * wall + contrast) * lumen, distance < radius
 
@@ -176,7 +178,7 @@ def _sternal(rng, size):
         loop = loop @ np.array([[np.cos(tilt), np.sin(tilt)], [-np.sin(tilt), np.cos(tilt)]]) + at
         distance, _ = distance_to(loop, size)
         radius = rng.uniform(1.0, 2.2)
-        total += rng.uniform(0.5, 1.6) * _chord(distance, radius)
+        total += rng.uniform(0.5, 1.6) * chord(distance, radius)
         inside |= distance < radius
         at = at + np.array((rng.normal(0, 6), rng.uniform(60, 110)))
     return total, inside
@@ -188,7 +190,7 @@ def _clip(rng, size):
         start = rng.uniform(0.05, 0.95, 2) * size
         distance, _ = distance_to(random_curve(rng, size, rng.uniform(5, 18), 0.08, start), size)
         radius = rng.uniform(0.9, 2.0)
-        total += rng.uniform(0.6, 1.8) * _chord(distance, radius)
+        total += rng.uniform(0.6, 1.8) * chord(distance, radius)
         inside |= distance < radius
     return total, inside
 
@@ -229,7 +231,7 @@ def _lung(rng, size):
         taper = np.linspace(1, 0.2, len(points))
         distance, width = distance_to(points, size, taper)
         radius = rng.uniform(3, 10) * np.maximum(width, 0.1)
-        total = np.maximum(total, rng.uniform(0.02, 0.09) * width * _chord(distance, radius))
+        total = np.maximum(total, rng.uniform(0.02, 0.09) * width * chord(distance, radius))
     return gaussian_filter(total, rng.uniform(1.2, 3.5)), np.zeros((size, size), bool)
 
 
@@ -243,6 +245,43 @@ def _electrode(rng, size):
     return total, np.zeros((size, size), bool)
 
 
+def _blade(rng, size):
+    """A straight edge right across: a wedge filter, the table, a cushion; one step, or a band or seam."""
+    col, row = np.meshgrid(np.arange(size), np.arange(size))
+    total = np.zeros((size, size))
+    turn = rng.normal(0.0, 0.15) + rng.choice((0.0, 0.5, 0.5)) * np.pi if rng.random() < 0.7 else rng.uniform(0, np.pi)
+    at = rng.uniform(0.1, 0.9, 2) * size
+    for _ in range(rng.integers(1, 4)):
+        far = (col - at[0]) * np.cos(turn) + (row - at[1]) * np.sin(turn)
+        step = 1 / (1 + np.exp(-np.clip(far / rng.uniform(0.4, 3), -50, 50)))
+        if rng.random() < 0.5:
+            total += rng.choice((-1, 1)) * rng.uniform(0.04, 0.5) * step
+        else:
+            behind = 1 / (1 + np.exp(-np.clip((far - rng.uniform(3, 25)) / rng.uniform(0.4, 3), -50, 50)))
+            total += rng.choice((-1, 1, 1)) * rng.uniform(0.03, 0.25) * (step - behind)
+        at, turn = at + rng.normal(0, 25, 2), turn + rng.normal(0, 0.03)
+    return total, np.zeros((size, size), bool)
+
+
+def _fan(rng, size):
+    """Long vessels of the lung or folds that fan out from beside the heart."""
+    from scipy.ndimage import gaussian_filter
+
+    total = np.zeros((size, size))
+    root, heading, spread = rng.uniform(0, 1, 2) * size, rng.uniform(0, 2 * np.pi), rng.uniform(0.05, 0.25)
+    for number in range(rng.integers(3, 8)):
+        points = random_curve(rng, size, rng.uniform(0.3, 1.0) * size, 0.004, np.zeros(2))
+        first = points[min(9, len(points) - 1)]
+        turn = heading + spread * (number - 3) + rng.normal(0, 0.05) - np.arctan2(first[1], first[0])
+        rotate = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+        distance, width = distance_to(
+            root + rng.normal(0, 15, 2) + points @ rotate.T, size, np.linspace(1, 0.4, len(points))
+        )
+        radius = rng.uniform(2, 7) * np.maximum(width, 0.1)
+        total += rng.choice((-0.6, 1, 1, 1)) * rng.uniform(0.02, 0.12) * width * chord(distance, radius)
+    return gaussian_filter(total, rng.uniform(1.0, 3.0)), np.zeros((size, size), bool)
+
+
 _DRAW = {
     "wire": _wire,
     "lead": _lead,
@@ -253,4 +292,6 @@ _DRAW = {
     "shadow": _shadow,
     "lung": _lung,
     "electrode": _electrode,
+    "blade": _blade,
+    "fan": _fan,
 }

@@ -14,12 +14,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from licag3d.data.bench_scenes import BenchBank
 from licag3d.data.distractors import DistractorBank, text_mask
 from licag3d.data.phantom_frames import DEVICE, FAINT, VESSEL, PhantomPool
 from licag3d.models.segmentor import normalise
 
 #: Pixel sizes at the isocentre that samples have, mm; frames of other scales are resized for the network.
 SCALE_MM = (0.16, 0.34)
+#: Line integral from which a twig is taken for a vessel with good reason.
+TWIG_SHOWS = 0.06
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,9 @@ class Randomisation:
         empty: no vessels at all. foreign: vessels of another case in front of this background.
         fade: contrast fills a part of the tree only. distractors: at least one of the bank is added.
         shutter: collimator edges cross the sample. text: burnt-in writing.
+        bench: a drawn bench phantom instead of a patient. gaps: contrast is thin over short pieces of vessels.
+        twig: weight of twigs that show (line integral above :data:`TWIG_SHOWS`); they and fainter ones, of weight 1,
+            count as background. At weight 0 whatever might hang on a vessel is drawn, for twigs surround it closely.
     """
 
     size: int = 320
@@ -42,6 +48,9 @@ class Randomisation:
     distractors: float = 0.45
     shutter: float = 0.35
     text: float = 0.08
+    bench: float = 0.08
+    gaps: float = 0.25
+    twig: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -62,9 +71,14 @@ class SampleStream:
     """Batches of random samples from a pool: a function of seed, step and the number of frames in use."""
 
     def __init__(
-        self, pool: PhantomPool, bank: DistractorBank, seed: int = 0, settings: Randomisation | None = None
+        self,
+        pool: PhantomPool,
+        bank: DistractorBank,
+        seed: int = 0,
+        settings: Randomisation | None = None,
+        bench: BenchBank | None = None,
     ) -> None:
-        self.pool, self.bank, self.seed = pool, bank, seed
+        self.pool, self.bank, self.seed, self.bench = pool, bank, seed, bench
         self.settings = settings or Randomisation()
         self.frames = len(pool)
 
@@ -81,18 +95,18 @@ class SampleStream:
         s = self.settings
         rng = np.random.default_rng([self.seed, 71, index])
         noise = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        number = int(rng.integers(self.frames))
-        frame = self._crop(rng, number)
+        bench = self.bench is not None and rng.random() < s.bench
+        frame = self._bench_crop(rng) if bench else self._crop(rng, int(rng.integers(self.frames)))
         p, vessel, device = frame.p, frame.vessel, frame.device
-        weight = 1 - frame.faint
+        weight = self._weight(frame)
         empty = rng.random() < s.empty
-        if rng.random() < s.shown and not empty:
+        if rng.random() < s.shown and not empty and not bench:
             grey = retouch(rng, (frame.image / 255).clamp(0, 1), noise)
         else:
             contrast = frame.contrast
-            if rng.random() < s.foreign:
+            if rng.random() < s.foreign and not bench:
                 other = self._crop(rng, int(rng.integers(self.frames)))
-                contrast, p, vessel, weight = other.contrast, other.p, other.vessel, 1 - other.faint
+                contrast, p, vessel, weight = other.contrast, other.p, other.vessel, self._weight(other)
                 # The lumen of the other catheter comes with its contrast.
                 device = torch.maximum(device, other.device * (contrast > 0.05))
             gain = 0.0 if empty else float(np.exp(rng.normal(-0.05, 0.3)).clip(0.4, 1.8))
@@ -100,6 +114,8 @@ class SampleStream:
                 fill = _filling(rng, p.shape[-1])
                 weight = torch.where((vessel > 0.5) & (fill > 0.08) & (fill < 0.3), 0.0, weight)
                 vessel, gain = vessel * (fill > 0.15), gain * fill
+            if rng.random() < s.gaps:
+                gain = gain * _gaps(rng, vessel)
             contrast, p, vessel = contrast * gain, p * gain, vessel * (0.0 if empty else 1.0)
             weight = torch.ones_like(weight) if empty else weight
             added, more = self._distractors(rng, p.shape[-1])
@@ -167,6 +183,25 @@ class SampleStream:
             outside=outside[None],
         )
 
+    def _weight(self, frame: _Crop) -> torch.Tensor:
+        return 1 - (1 - self.settings.twig) * frame.faint * (frame.contrast > TWIG_SHOWS)
+
+    def _bench_crop(self, rng: np.random.Generator) -> _Crop:
+        """A part of a drawn bench phantom, turned by quarters and mirrored."""
+        s, scene = self.settings.size, self.bench[int(rng.integers(len(self.bench)))]
+        row, col = np.nonzero(scene.vessel[::8, ::8])
+        chosen = int(rng.integers(len(row)))
+        reach = self.bench.size - s
+        top, left = (int(np.clip(8 * n[chosen] - rng.uniform(0.2, 0.8) * s, 0, reach)) for n in (row, col))
+        quarter, mirror = int(rng.integers(4)), rng.random() < 0.5
+
+        def cut(layer: np.ndarray) -> torch.Tensor:
+            part = np.rot90(layer[top : top + s, left : left + s], quarter)
+            return torch.from_numpy(np.ascontiguousarray(part[:, ::-1] if mirror else part)).float()[None]
+
+        p, none = cut(scene.p), torch.zeros(1, s, s)
+        return _Crop(none, cut(scene.rest), p, p, cut(scene.vessel), cut(scene.device), none, none > 0)
+
     def _distractors(self, rng: np.random.Generator, size: int) -> tuple[torch.Tensor, torch.Tensor]:
         total, device = torch.zeros(1, size, size), torch.zeros(1, size, size)
         if not len(self.bank) or rng.random() > self.settings.distractors:
@@ -212,6 +247,21 @@ def _filling(rng: np.random.Generator, size: int) -> torch.Tensor:
     coarse = torch.from_numpy(rng.standard_normal((1, 1, 4, 4)).astype(np.float32))
     field = F.interpolate(coarse, size=(size, size), mode="bicubic", align_corners=False)[0]
     return torch.sigmoid(float(rng.uniform(3, 12)) * (field + float(rng.uniform(-0.3, 1.2))))
+
+
+def _gaps(rng: np.random.Generator, vessel: torch.Tensor) -> torch.Tensor:
+    """Relative contrast (1, s, s): one, but small at up to five spots of the vessels, which stay vessels."""
+    size = vessel.shape[-1]
+    total = torch.ones(1, size, size)
+    rows, cols = torch.nonzero(vessel[0, ::4, ::4], as_tuple=True)
+    at = torch.arange(size, dtype=torch.float32)
+    for _ in range(int(rng.integers(1, 6)) if len(rows) else 0):
+        chosen = int(rng.integers(len(rows)))
+        flat = 0.5 / float(rng.uniform(1.5, 5)) ** 2
+        across = torch.exp(-flat * (at - 4 * cols[chosen]) ** 2)[None]
+        down = torch.exp(-flat * (at - 4 * rows[chosen]) ** 2)[:, None]
+        total = total * (1 - float(rng.uniform(0.4, 0.9)) * (across * down))
+    return total
 
 
 def _expose(rng, noise, rest, contrast) -> torch.Tensor:

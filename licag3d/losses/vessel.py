@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -47,6 +48,29 @@ def soft_cldice_loss(
     precision = ((ours * truth).sum() + 1) / (ours.sum() + 1)
     sensitivity = ((theirs * probability).sum() + 1) / (theirs.sum() + 1)
     return 1 - 2 * precision * sensitivity / (precision + sensitivity)
+
+
+def skeleton_recall_loss(
+    probability: torch.Tensor, truth: torch.Tensor, weight: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Share of the true centreline (grown by a pixel, inside the vessels) that is not found, over the batch (Kirchhoff
+    et al., Skeleton Recall Loss, ECCV 2024): a pixel of length counts the same in thin and in thick vessels.
+    """
+    from skimage.morphology import skeletonize
+
+    lines = np.stack([skeletonize(one[0] > 0.5) for one in truth.detach().cpu().numpy()])[:, None]
+    lines = F.max_pool2d(torch.from_numpy(lines).to(truth), 3, 1, 1) * truth
+    lines = lines if weight is None else lines * weight
+    return 1 - ((lines * probability).sum() + 1) / (lines.sum() + 1)
+
+
+def narrow_gaps(truth: torch.Tensor, reach: int = 3) -> torch.Tensor:
+    """Background ``(n, 1, h, w)`` of 0 and 1 between vessels at most ``2 reach`` px apart, and in the corners of forks:
+    small in area, and all that keeps two vessels from becoming one (weighted as by Ronneberger et al., MICCAI 2015).
+    """
+    size = 2 * reach + 1
+    closed = -F.max_pool2d(-F.max_pool2d(truth, size, 1, reach), size, 1, reach)
+    return (closed - truth).clamp(0, 1)
 
 
 def gain_of(p: torch.Tensor, truth: torch.Tensor, inside: torch.Tensor, limit: float = 3.0) -> torch.Tensor:

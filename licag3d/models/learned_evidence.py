@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Vessel evidence of one frame by the learned segmentor: the network says what, the image says where exactly.
+"""Vessel evidence of one frame by the learned segmentor: what may be a vessel, what is taken for one, how thick it is.
 
-The network tells vessels from catheters, ribs and noise; centre and width are then measured on the image itself by the
-profile fits of the classical evidence, which resolve a fraction of a pixel. Figures: docs/evidence.md.
+The network tells vessels from catheters, ribs and noise; the width follows from the contrast it sees on their axis
+(:mod:`licag3d.models.calibre`). Figures: docs/evidence.md.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ import numpy as np
 
 from licag3d.models.segmentor import Prediction, expected_error_share, load_segmentor, predict
 from licag3d.structures import VesselEvidence, View
+
+#: Probability from which a pixel off the mask keeps its line integral and radius: it may be a vessel.
+MAYBE = 0.1
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class LearnedRules:
             from the largest piece.
         min_tree_mm: centreline below which the frame has no vessels at all.
         min_chance: mean probability along the centreline that a free piece needs.
-        outline: of the mask: ``network``, the fitted ``profiles``, or a ``blend``; the radius is always fitted.
+        hole_mm2: holes of the mask up to this area are filled, for each would be a loop of the skeleton.
     """
 
     low: float = 0.5
@@ -35,7 +38,7 @@ class LearnedRules:
     near_mm: float = 12.0
     min_tree_mm: float = 20.0
     min_chance: float = 0.6
-    outline: str = "network"
+    hole_mm2: float = 0.5
 
 
 def learned_evidence(
@@ -56,36 +59,40 @@ def learned_evidence(
     model = load_segmentor(weights, str(device))
     if inside.sum() < 0.05 * inside.size or float(np.ptp(view.image[inside])) < 1e-4:
         return blank_evidence(view.image.shape)
-    found = predict(model, view.image, view.valid, view.camera.mm_per_pixel)
+    found = predict(model, view.image, view.valid, view.camera.mm_per_pixel, mirror=True)
     return evidence_from_prediction(view, found, rules)
 
 
 def evidence_from_prediction(view: View, found: Prediction, rules: LearnedRules) -> VesselEvidence:
-    """Evidence from what the network says: thresholds, free pieces, sub-pixel centre and width, scale of p."""
-    from licag3d.models.vessel_evidence import blank_evidence, draw_lines, edge_chance, inner_field
+    """Evidence from what the network says: thresholds, free pieces, width, scale of p.
+
+    Off the mask the probability is the network's own; where it is at least :data:`MAYBE`, p and radius are given too.
+    """
+    from scipy import ndimage
+
+    from licag3d.models.calibre import radius_from_contrast
+    from licag3d.models.vessel_evidence import blank_evidence, inner_field
 
     mm = view.camera.mm_per_pixel
     inside = inner_field(view.valid)
-    mask = vessel_mask(found.vessel * inside, mm, rules)
+    chance = found.vessel * inside
+    mask = vessel_mask(chance, mm, rules)
     if not mask.any():
         return blank_evidence(view.image.shape)
-    lines = _lines(view, found, mask, inside, mm)
-    if not lines:
-        return blank_evidence(view.image.shape)
-    distance, drawn_radius, _ = draw_lines(lines, mask.shape)
-    outline, radius = _outline(found, mask, distance, drawn_radius, rules.outline)
-    outline &= view.valid
-    p = np.where(outline, found.line_integral, 0)
-    p = p * gain_of_display(view, p, found, outline, radius, mm)
-    near = np.clip(1.5 - distance, 0, 1)
-    probability = np.maximum(np.where(outline, np.maximum(found.vessel, 0.5), 0), edge_chance(distance) * found.vessel)
-    confidence = expected_error_share(found.line_integral, found.spread) * outline * inside
+    radius, per_px = radius_from_contrast(mask, found.line_integral)
+    maybe = mask | (chance >= MAYBE)
+    p = np.where(maybe, found.line_integral, 0)
+    if per_px > 0:
+        # Of a vessel off the mask the axis is not known: the most contrast nearby is that of the axis.
+        axis = ndimage.maximum_filter(p, 5)
+        radius = np.where(mask, radius, np.where(maybe, axis / (2 * per_px), 0))
+    confidence = expected_error_share(found.line_integral, found.spread) * maybe * inside
     return VesselEvidence(
-        probability=(probability * view.valid).astype(np.float32),
-        mask=outline,
-        line_integral=np.where(view.valid, p * np.clip(near + outline, 0, 1), 0).astype(np.float32),
+        probability=np.where(mask, np.maximum(chance, 0.5), chance).astype(np.float32),
+        mask=mask,
+        line_integral=(p * gain_of_display(view, p, mask, per_px, mm)).astype(np.float32),
         confidence=confidence.astype(np.float32),
-        radius_px=np.where(outline, radius, 0).astype(np.float32),
+        radius_px=radius.astype(np.float32),
     )
 
 
@@ -114,73 +121,34 @@ def vessel_mask(chance: np.ndarray, mm_per_pixel: float, rules: LearnedRules) ->
     need = np.where(away < rules.near_mm, rules.min_length_mm, rules.far_length_mm)
     good = (length_mm >= need) & (mean >= rules.min_chance)
     good[0] = False
-    return mask & good[labels]
+    return _fill_holes(mask & good[labels], rules.hole_mm2 / mm_per_pixel**2)
 
 
-def _lines(view: View, found: Prediction, mask: np.ndarray, inside: np.ndarray, mm: float):
-    """Centreline of the mask as chains whose centre and width are fitted on the image."""
-    from scipy import ndimage
-    from skimage.morphology import skeletonize
-
-    from licag3d.models.vessel_evidence import BLUR_MM, attenuation_of, measure_lines
-    from licag3d.models.vesselness import LineResponse
-
-    thin = skeletonize(mask)
-    distance = np.maximum(ndimage.distance_transform_edt(mask) - 0.5, 0.6)
-    nearest = ndimage.distance_transform_edt(~thin, return_distances=False, return_indices=True)
-    radius = distance[tuple(nearest)].astype(np.float32)
-    score = (12 * found.vessel).astype(np.float32)
-    zero = np.zeros_like(score)
-    response = LineResponse(score, found.line_integral, radius, zero, zero)
-    image = attenuation_of(view, inside)
-    return measure_lines(image, thin, response, blur_px=max(0.6, BLUR_MM / mm))
-
-
-def _outline(found: Prediction, mask: np.ndarray, distance: np.ndarray, drawn_radius: np.ndarray, kind: str):
-    """Mask and radius map from the network's outline, the fitted discs, or both."""
+def _fill_holes(mask: np.ndarray, area_px: float) -> np.ndarray:
     from scipy import ndimage
 
-    from licag3d.models.vessel_evidence import OUTLINE_PX
-
-    discs = distance < OUTLINE_PX
-    if kind == "profiles":
-        return discs, drawn_radius
-    wide = mask & (found.vessel > 0.5)
-    if kind == "network":
-        # Beyond the reach of the fits: the distance to the outline, half a pixel beyond it.
-        own = np.maximum(ndimage.distance_transform_edt(wide) - 0.5, 0.5)
-        return wide, np.where(drawn_radius > 0, drawn_radius, own)
-    # Signed distance of the network's outline and of the discs: their mean is steadier than either.
-    signed = ndimage.distance_transform_edt(~wide) - ndimage.distance_transform_edt(wide)
-    both = 0.5 * (np.clip(signed, -6, 6) + np.clip(distance - OUTLINE_PX, -6, 6)) < 0
-    return both & (wide | discs), drawn_radius
+    holes, count = ndimage.label(~mask)
+    small = np.bincount(holes.ravel(), minlength=count + 1) <= area_px
+    small[0] = False
+    return mask | small[holes]
 
 
-def gain_of_display(view: View, p: np.ndarray, found: Prediction, mask: np.ndarray, radius_px: np.ndarray, mm) -> float:
+def gain_of_display(view: View, p: np.ndarray, mask: np.ndarray, per_px: float, mm_per_pixel: float) -> float:
     """Factor that brings the network's line integral to the scale of the classical evidence.
 
     Where the intensity is known (``linear``, ``log``) the rise of the attenuation image over its background fixes it;
-    for displays the median attenuation of the thickest third is set to ``REFERENCE_ATTENUATION_PER_MM``.
+    for displays the attenuation of the vessels (``per_px``) is set to ``REFERENCE_ATTENUATION_PER_MM``.
     """
     from scipy import ndimage
 
     from licag3d.models.background import background_under
     from licag3d.models.vessel_evidence import REFERENCE_ATTENUATION_PER_MM, attenuation_of, inner_field
 
-    if view.intensity in ("linear", "log"):
-        inside = inner_field(view.valid)
-        image = attenuation_of(view, inside)
-        rise = image - background_under(image, ndimage.binary_dilation(mask, iterations=2), inside)
-        sure = mask & inside & (p > 0.3 * np.percentile(p[mask], 95))
-        total = float((p[sure] ** 2).sum())
-        return float((p[sure] * rise[sure]).sum()) / total if total > 1e-9 else 1.0
-    from skimage.morphology import skeletonize
-
-    middle = skeletonize(mask)
-    radius = radius_px[middle]
-    keep = radius > 0.5
-    if keep.sum() < 10:
-        return 1.0
-    thick = keep & (radius >= np.quantile(radius[keep], 0.67))
-    ratio = float(np.median(p[middle][thick] / (2 * radius[thick] * mm)))
-    return REFERENCE_ATTENUATION_PER_MM / ratio if ratio > 1e-6 else 1.0
+    if view.intensity not in ("linear", "log"):
+        return REFERENCE_ATTENUATION_PER_MM * mm_per_pixel / per_px if per_px > 0 else 1.0
+    inside = inner_field(view.valid)
+    image = attenuation_of(view, inside)
+    rise = image - background_under(image, ndimage.binary_dilation(mask, iterations=2), inside)
+    sure = mask & inside & (p > 0.3 * np.percentile(p[mask], 95))
+    total = float((p[sure] ** 2).sum())
+    return float((p[sure] * rise[sure]).sum()) / total if total > 1e-9 else 1.0

@@ -154,12 +154,15 @@ def predict(
     valid: np.ndarray,
     mm_per_pixel: float,
     working_mm: tuple[float, float] = WORKING_MM,
+    *,
+    mirror: bool = False,
 ) -> Prediction:
     """Run the network on one frame of any size.
 
     Args:
         image: ``(rows, cols)`` in 0..1, vessels dark. valid: bool, the X-ray field.
         mm_per_pixel: at the isocentre; frames outside ``working_mm`` are resized for the network and back.
+        mirror: mean of the frame's and of its mirror image's answers: better everywhere, in twice the time.
 
     Raises:
         InputError: the frame is too large at the working scale.
@@ -179,21 +182,23 @@ def predict(
     pad = (0, -width % stride, 0, -height % stride)
     model.eval()
     with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=_bf16(device)):
-        x = F.pad(normalise(grey, seen), pad, mode="replicate").to(memory_format=torch.channels_last)
-        out = model(x, F.pad(grey, pad, mode="replicate"))[..., :height, :width].float()
-        out = torch.cat(
-            (
-                out[:, VESSEL : VESSEL + 1].sigmoid(),
-                out[:, LINE_INTEGRAL : LINE_INTEGRAL + 1],
-                out[:, LOG_SPREAD : LOG_SPREAD + 1].exp(),
-                out[:, DEVICE : DEVICE + 1].sigmoid(),
-            ),
-            1,
-        )
+        x = F.pad(normalise(grey, seen), pad, mode="replicate")
+        frame = F.pad(grey, pad, mode="replicate")
+        out = _answers(model, x, frame)
+        if mirror:
+            out = 0.5 * (out + _answers(model, x.flip(-1), frame.flip(-1)).flip(-1))
+        out = out[..., :height, :width]
         if (height, width) != (rows, cols):
             out = F.interpolate(out, size=(rows, cols), mode="bilinear", align_corners=False)
     out = np.where(valid, out[0].cpu().numpy(), 0).astype(np.float32)
     return Prediction(*out)
+
+
+def _answers(model: Segmentor, x: torch.Tensor, frame: torch.Tensor) -> torch.Tensor:
+    """Probabilities, p and its spread instead of logits."""
+    out = model(x.to(memory_format=torch.channels_last), frame).float()
+    vessel, p, log_spread, device = out.unbind(1)
+    return torch.stack((vessel.sigmoid(), p, log_spread.exp(), device.sigmoid()), 1)
 
 
 def _bf16(device: torch.device) -> bool:

@@ -10,7 +10,7 @@ from licag3d.train.loop import add_loop_flags
 
 #: Validation cases (of the VALIDATION seeds) that choose the checkpoint.
 VALIDATION_CASES = 8
-BANK_SIZE = 160
+BANK_SIZE, BENCH_SCENES = 160, 64
 
 
 def add_flags(parser) -> None:
@@ -50,6 +50,7 @@ def main(arguments) -> int:
 
 
 def _train_on_phantoms(arguments, settings) -> int:
+    from licag3d.data.bench_scenes import BenchBank
     from licag3d.data.distractors import DistractorBank
     from licag3d.data.phantom_frames import PhantomPool, grow_pool
     from licag3d.data.randomise import Randomisation, SampleStream
@@ -65,7 +66,9 @@ def _train_on_phantoms(arguments, settings) -> int:
     if not frames:
         raise InputError(f"{checked}: holds no validation frame (seeds {VALIDATION.start} to {VALIDATION.stop - 1})")
     look = Randomisation(size=arguments.size)
-    stream = SampleStream(pool, DistractorBank(BANK_SIZE, max(512, arguments.size)), settings.seed, look)
+    drawn = max(512, arguments.size)
+    bank, bench = DistractorBank(BANK_SIZE, drawn), BenchBank(BENCH_SCENES, drawn)
+    stream = SampleStream(pool, bank, settings.seed, look, bench)
 
     def grow(step: int, state: dict) -> dict:
         """Frames that were rendered meanwhile join at checkpoints, and a resumed run remembers when."""
@@ -152,13 +155,19 @@ def run_config(model, arguments) -> dict:
 
 
 def segmentor_loss(model, batch: dict, step: int):
-    """Cross entropy, Dice and (on a quarter of the batch, for its price) centreline Dice of the vessels; line integral;
-    cross entropy and Dice of the devices.
+    """Cross entropy, Dice, recall of centrelines and (on a quarter of the batch, for its price) centreline Dice of the
+    vessels; line integral; cross entropy and Dice of the devices.
     """
     import torch
     import torch.nn.functional as F
 
-    from licag3d.losses.vessel import line_integral_loss, soft_cldice_loss, soft_dice_loss
+    from licag3d.losses.vessel import (
+        line_integral_loss,
+        narrow_gaps,
+        skeleton_recall_loss,
+        soft_cldice_loss,
+        soft_dice_loss,
+    )
 
     x = batch["x"].to(memory_format=torch.channels_last)
     out = model(x, batch.get("grey")) if model.context is not None else model(x)
@@ -169,18 +178,26 @@ def segmentor_loss(model, batch: dict, step: int):
         # A catheter is the one thing that looks like a vessel in every frame: being wrong there costs more.
         # Own masks say nothing of line integrals and devices: ``known`` is zero there.
         known = batch["known"]
-        hard = weight * (1 + 3 * batch["device"] * (1 - truth))
+        hard = weight * (1 + 3 * batch["device"] * (1 - truth) + 2 * narrow_gaps(truth))
         entropy = F.binary_cross_entropy_with_logits(vessel, truth, hard)
         dice = soft_dice_loss(chance, truth, weight)
         few = max(1, len(x) // 4)
         line = soft_cldice_loss(chance[:few], truth[:few], 4, weight[:few])
+        reached = skeleton_recall_loss(chance, truth, weight)
         integral = line_integral_loss(p, spread, batch["p"], truth * weight * known)
         # Beyond the vessels p is zero; near them it may fall off softly.
         beyond = (p * (1 - F.max_pool2d(truth, 5, 1, 2)) * known).mean()
         other = F.binary_cross_entropy_with_logits(device, batch["device"], known.expand_as(device).contiguous())
         overlap = soft_dice_loss(device.sigmoid(), batch["device"], known.expand_as(device))
-        total = 2 * entropy + dice + 0.5 * line + 0.3 * integral + beyond + other + 0.25 * overlap
-        parts = {"entropy": entropy, "dice": dice, "cldice": line, "line_integral": integral, "device": overlap}
+        total = 2 * entropy + dice + 0.5 * line + 0.4 * reached + 0.3 * integral + beyond + other + 0.25 * overlap
+        parts = {
+            "entropy": entropy,
+            "dice": dice,
+            "cldice": line,
+            "missed": reached,
+            "line_integral": integral,
+            "device": overlap,
+        }
         numbers = {key: part.detach() for key, part in parts.items()}
     return total, numbers
 

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Drawn training scenes, and what the losses ask of a segmentor."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from licag3d.data.bench_scenes import BenchBank
+from licag3d.data.distractors import _DRAW, DEVICES, KINDS, DistractorBank
+from licag3d.data.phantom_frames import PhantomPool, grow_pool
+from licag3d.data.randomise import Randomisation, SampleStream
+from licag3d.losses.vessel import narrow_gaps, skeleton_recall_loss
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pool")
+    grow_pool(folder, 1, views=1, rows=160)
+    return PhantomPool(folder)
+
+
+def test_bench_scenes_have_tubes_and_what_is_none():
+    bank, again = BenchBank(4, 192), BenchBank(4, 192)
+    for number in range(4):
+        scene = bank[number]
+        assert scene.vessel.any() and (scene.p[scene.vessel] > 0).mean() > 0.95
+        assert not (scene.p[~scene.vessel] != 0).any() and not (scene.device & scene.vessel).any()
+        assert np.array_equal(scene.p, again[number].p) and np.isfinite(scene.rest.astype(float)).all()
+    assert any(bank[n].device.any() for n in range(4))
+    with pytest.raises(IndexError):
+        bank[4]
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_every_distractor_can_be_drawn(kind):
+    integral, inside = _DRAW[kind](np.random.default_rng(3), 96)
+    assert integral.shape == inside.shape == (96, 96) and np.isfinite(integral).all()
+    assert kind in DEVICES or not inside.any()
+
+
+def test_samples_depend_on_their_index_alone_and_hold_what_they_say(pool):
+    def stream(**kw):
+        return SampleStream(pool, DistractorBank(3, 128), 1, Randomisation(size=64, **kw), BenchBank(2, 128))
+
+    one, two = stream(), stream()
+    two.batch(0, 2)  # what came before changes nothing
+    a, b = one.batch(3, 2), two.batch(3, 2)
+    assert all(torch.equal(a[key], b[key]) for key in a) and a["x"].shape == (2, 2, 64, 64)
+    bench = stream(bench=1.0, empty=0.0, fade=0.0).batch(0, 8)
+    assert bench["vessel"].any() and bench["device"].any() and torch.isfinite(bench["x"]).all()
+    assert not (bench["p"] * (1 - bench["vessel"])).any()
+
+
+def test_twigs_count_as_background_the_fainter_the_more(pool):
+    stream = SampleStream(pool, DistractorBank(0), 1, Randomisation(size=64, twig=0.25))
+    crop = stream._crop(np.random.default_rng(0), 0)
+    weight = stream._weight(crop)
+    assert set(np.unique(weight.numpy())) <= {0.25, 1.0} and (weight[crop.faint < 0.5] == 1).all()
+
+
+def test_missing_a_thin_vessel_costs_as_much_as_missing_a_thick_one():
+    truth = torch.zeros(1, 1, 64, 64)
+    truth[..., 10:12, :] = 1
+    truth[..., 40:52, :] = 1
+    thin, thick = truth.clone(), truth.clone()
+    thin[..., :20, :] = 0
+    thick[..., 40:52, :] = 0
+    assert float(skeleton_recall_loss(truth, truth)) < 0.01
+    assert float(skeleton_recall_loss(thin, truth)) == pytest.approx(0.5, abs=0.15)
+    assert float(skeleton_recall_loss(thick, truth)) == pytest.approx(0.5, abs=0.15)
+    assert float(skeleton_recall_loss(torch.zeros_like(truth), torch.zeros_like(truth))) == 0
+
+
+def test_narrow_gaps_lie_between_neighbours_only():
+    truth = torch.zeros(1, 1, 48, 48)
+    truth[..., 10:14, :] = 1
+    truth[..., 17:21, :] = 1
+    gaps = narrow_gaps(truth)
+    assert (gaps[..., 14:17, 8:-8] == 1).all() and not gaps[..., 30:, :].any() and not (gaps * truth).any()
