@@ -24,7 +24,7 @@ FLOOR = -1.5
 #: Texels on either side of the middle of a segment that are drawn.
 WINDOW = 7
 #: Calibre of which wall and distance are measured, mm: below it a texel no longer resolves the wall.
-_SOFT_MM = 0.5
+_SOFT_MM = 0.3
 _PLANE_AXES = ((0, 1), (0, 2), (1, 2))
 
 
@@ -68,8 +68,7 @@ class BranchStage(nn.Module):
         for g in range(self.groups):
             w = w_plus[:, g]
             both = self.straight[g](w) + self.last[g](nn.functional.silu(self.first[g](w)))
-            first = 0 if artery == ARTERIES[0] else self._span(ARTERIES[0], g)
-            out.append(both[:, first : first + self._span(artery, g)])
+            out.append(both[:, self.rows(artery, g)])
         mean, spread = getattr(self, f"{artery}_mean"), getattr(self, f"{artery}_spread")
         return mean + spread * torch.cat(out, 1).float()
 
@@ -83,9 +82,9 @@ class BranchStage(nn.Module):
             presence, place, course, radius = table.parts(k)
             basis = getattr(self, f"{artery}_basis_{k}")
             offset = basis[:, 1:] @ vectors[:, course].unflatten(1, (-1, 3))
-            gate = torch.sigmoid(2 * vectors[:, presence : presence + 1])
+            gate = torch.sigmoid(4 * vectors[:, presence : presence + 1])
             if slot.parent < 0:
-                start = vectors[:, None, place]
+                start, gate = vectors[:, None, place], torch.ones_like(gate)
             else:
                 points, _, before = out[slot.parent]
                 start = _at(points, vectors[:, place])
@@ -129,6 +128,11 @@ class BranchStage(nn.Module):
         drawn = torch.cat([self.draw(part, artery) for artery, _, part in vectors])
         return drawn[torch.argsort(rows)] if len(vectors) > 1 else drawn
 
+    def rows(self, artery: str, group: int) -> slice:
+        """Outputs of the heads of a group that belong to an artery."""
+        first = 0 if artery == ARTERIES[0] else self._span(ARTERIES[0], group)
+        return slice(first, first + self._span(artery, group))
+
     def _span(self, artery: str, group: int) -> int:
         cuts = self.cuts[artery]
         return cuts[group + 1] - cuts[group]
@@ -138,7 +142,7 @@ def draw_tubes(start, end, start_radius, end_radius, channel, *, channels: int, 
                box_size_mm: float) -> torch.Tensor:  # fmt: skip
     """The largest ``f_ab`` (see the text of the module) over the tubes of each channel, in units of mm.
 
-    ``f / (2 max(r, 0.5 mm))`` is taken: near the wall of a vessel its sum over the planes is the distance to it.
+    ``f / (2 max(r, 0.3 mm))`` is taken: near the wall of a vessel its sum over the planes is the distance to it.
 
     Args:
         start, end: ``(B, N, 3)`` mm from the centre of the box. start_radius, end_radius: ``(B, N)`` mm; 0 is no tube.
@@ -205,7 +209,7 @@ def _winners(start, end, start_radius, end_radius, channel, out, channels: int, 
 
 
 def _tube_value(dx, dy, u, v, length2, start_radius, end_radius, texel: float) -> torch.Tensor:
-    """``f_ab / (2 max(r, 0.5 mm))`` at (dx, dy) from the start of a tube with projection (u, v)."""
+    """``f_ab / (2 max(r, 0.3 mm))`` at (dx, dy) from the start of a tube with projection (u, v)."""
     flat2 = u * u + v * v + 1e-6
     t = ((dx * u + dy * v) / flat2).clamp(0.0, 1.0)
     away2 = (dx - t * u).square() + (dy - t * v).square()

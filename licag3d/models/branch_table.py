@@ -132,12 +132,12 @@ def vector_of(tree: VesselTree, table: BranchTable, center_mm) -> tuple[np.ndarr
 
 
 def tree_of(vector: np.ndarray, table: BranchTable, center_mm, *, samples: int | None = None) -> VesselTree:
-    """The tree that a vector describes: branches whose presence, and that of all before them, exceeds one half."""
+    """The tree that a vector describes: the trunk, and branches whose presence (and that of all before) exceeds 1/2."""
     courses: dict[int, np.ndarray] = {}
     branches = []
     for k, slot in enumerate(table.slots):
         presence, place, course, radius = table.parts(k)
-        if vector[presence] <= 0.5 or (slot.parent >= 0 and slot.parent not in courses):
+        if slot.parent >= 0 and (vector[presence] <= 0.5 or slot.parent not in courses):
             continue
         basis = spline_matrix(slot.knots, samples or 2 * slot.samples)
         offset = basis[:, 1:] @ vector[course].reshape(-1, 3)

@@ -61,7 +61,7 @@ class GeneratorConfig:
     pose_dim: int = 0
     box_size_mm: float = 140.0
     mu_scale: float = 0.01
-    start_mu: float = 5e-5
+    start_mu: float = 1e-5
     fields: str = "vessel"
     background_resolution: int = 32
     background_channels: int = 8
@@ -232,7 +232,13 @@ class Generator(nn.Module):
         return w[:, None].expand(-1, self.layers, -1)
 
     def planes(
-        self, w_plus: torch.Tensor, label: torch.Tensor | None = None, *, levels: int | None = None, detail: bool = True
+        self,
+        w_plus: torch.Tensor,
+        label: torch.Tensor | None = None,
+        *,
+        levels: int | None = None,
+        detail: bool = True,
+        vectors=None,
     ) -> torch.Tensor:
         """Planes ``(B, 3, C, R, R)`` float32, order XY, XZ, YZ.
 
@@ -240,12 +246,12 @@ class Generator(nn.Module):
             w_plus: ``(B, layers, w_dim)``. label: as for :meth:`map`, tells which artery's branches are written; None
                 takes the artery whose average is nearer to the first style.
             levels: of the synthesis, for a coarse start of training. detail: False leaves the convolutions out.
+            vectors: what to draw, as :meth:`vectors` gives it, instead of what the styles write.
         """
         c, first = self.config, self.config.structure
         drawn = None
         if self.structure is not None:
-            vectors = self.vectors(w_plus, label)
-            drawn = self.structure.draw_all(vectors)
+            drawn = self.structure.draw_all(self.vectors(w_plus, label) if vectors is None else vectors)
             contrast = self.contrast(w_plus[:, 0]).float()[:, None, :, None, None]
             drawn = torch.cat([drawn, contrast.expand(-1, 3, -1, *drawn.shape[-2:])], 2)
             if not detail:

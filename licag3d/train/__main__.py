@@ -14,6 +14,7 @@ VERBS = {
         "licag3d.train.segmentor",
         "vessels, devices and line integrals of a frame; fine-tuning on own masks",
     ),
+    "generator": ("licag3d.train.generator", "tri-plane generator of coronary trees, from phantom trees"),
     "vasomim": ("licag3d.train.vasomim", "masked pre-training of the angiogram encoder"),
     "mask-first": ("licag3d.train.mask_first", "synthesis of angiograms: vessels of contrast-free frames"),
     "casgan": ("licag3d.train.casgan", "synthesis of angiograms without pairs: CAS-GAN and its ablation"),

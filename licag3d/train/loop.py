@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -58,6 +59,7 @@ class LoopSettings:
         clip: largest norm of the gradient.
         precision: ``bf16`` (autocast) or ``fp32``.
         validate_every, save_every, record_every: steps.
+        accumulate: batches whose gradients make one step.
         seed: of weights and batches. device, threads: where (0 threads: as many as torch likes).
     """
 
@@ -74,6 +76,7 @@ class LoopSettings:
     validate_every: int = 1000
     save_every: int = 500
     record_every: int = 20
+    accumulate: int = 1
     seed: int = 0
     device: str = "cpu"
     threads: int = 0
@@ -104,6 +107,7 @@ def add_loop_flags(parser, **defaults) -> None:
         ("warmup", int, "steps until the peak learning rate"),
         ("validate-every", int, "steps between validations"),
         ("save-every", int, "steps between checkpoints"),
+        ("accumulate", int, "batches whose gradients make one step: saves memory"),
         ("seed", int, "seed of weights and batches"),
         ("threads", int, "CPU threads; 0 leaves the choice to torch"),
     ):
@@ -130,6 +134,7 @@ def settings_of(arguments) -> LoopSettings:
         "warmup": (0, 10**8),
         "validate_every": (1, 10**9),
         "save_every": (1, 10**9),
+        "accumulate": (1, 4096),
         "seed": (0, 2**31 - 1),
         "threads": (0, 1024),
     }
@@ -177,6 +182,9 @@ def train(
 ) -> Outcome:
     """Train ``model`` in place, recording in ``folder``; at the end it holds its last raw (not averaged) weights.
 
+    Under ``torchrun`` every process takes batches of its own, gradients are averaged over the processes, and the first
+    one writes. Curves go to TensorBoard too where it is installed.
+
     Args:
         make_batch: step to a dict of tensors; must depend on nothing but the step (and what ``prepare`` was given).
         loss: ``(model, batch, step) -> (scalar, numbers to record)``; runs under autocast.
@@ -194,59 +202,77 @@ def train(
     import torch
     from tqdm import tqdm
 
-    folder = _run_folder(folder, settings, config or {}, resume)
+    from licag3d.train.parallel import Group, board_of
+
+    group = Group.join(settings.device)
+    device = group.device
+    folder = group.first_then_others(lambda first: _run_folder(folder, settings, config or {}, resume or not first))
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    device = torch.device(settings.device)
     model.to(device, memory_format=torch.channels_last)
     average = _copy(model)
     optimizer = torch.optim.AdamW(_groups(model, settings.decay), lr=settings.rate, betas=betas, fused=False)
     start, best, best_step, state = 0, None, 0, {}
     if resume:
         start, best, best_step, state = restore_checkpoint(folder, model, average, optimizer)
-        cut_curves(folder, start)
-    curves = open(folder / "curves.jsonl", "a", encoding="utf-8")
+        if group.first:
+            cut_curves(folder, start)
+    curves = open(folder / "curves.jsonl" if group.first else os.devnull, "a", encoding="utf-8")
+    board = board_of(folder) if group.first else None
 
     def record(**numbers) -> None:
         curves.write(json.dumps(numbers) + "\n")
         curves.flush()
+        if board:
+            for key, value in {**numbers, **numbers.get("validation", {})}.items():
+                if isinstance(value, (int, float)):
+                    board.add_scalar(key, value, numbers["step"])
 
     state = prepare(start, state) if prepare else state
     began = last = time.monotonic()
     late, waited = False, 0.0
     step, since, sums = start, 0, {}
-    bar = tqdm(total=settings.steps, initial=start, disable=None, unit="step", file=sys.stderr)
+    bar = tqdm(total=settings.steps, initial=start, disable=None if group.first else True, unit="step", file=sys.stderr)
     try:
         for step in range(start, settings.steps):
-            torch.manual_seed(settings.seed * 1_000_003 + step)
-            batch_began = time.monotonic()
-            batch = {k: v.to(device) if hasattr(v, "to") else v for k, v in make_batch(step).items()}
-            waited += time.monotonic() - batch_began
             model.train()
             rate = learning_rate(settings, step)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=settings.precision == "bf16"):
-                value, numbers = loss(model, batch, step)
-            if not torch.isfinite(value):
-                bad = float(value.detach())
-                raise InputError(f"the loss is {bad} at step {step + 1}: lower --rate or use --precision fp32")
+            for part in optimizer.param_groups:
+                part["lr"] = rate
             optimizer.zero_grad(set_to_none=True)
-            value.backward()
+            for turn in range(settings.accumulate):
+                number = (step * settings.accumulate + turn) * group.size + group.rank
+                torch.manual_seed(settings.seed * 1_000_003 + number)
+                batch_began = time.monotonic()
+                batch = {k: v.to(device) if hasattr(v, "to") else v for k, v in make_batch(number).items()}
+                waited += time.monotonic() - batch_began
+                try:
+                    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=settings.precision == "bf16"):
+                        value, numbers = loss(model, batch, step)
+                    _check_finite(value.detach(), numbers, step, folder)
+                    (value / settings.accumulate).backward()
+                except torch.OutOfMemoryError:
+                    raise InputError(
+                        f"{device}: out of memory at step {step + 1}: halve --batch (now {settings.batch}) and double "
+                        f"--accumulate (now {settings.accumulate}), or use --precision bf16"
+                    ) from None
+                for key, entry in {"loss": value.detach(), **numbers}.items():
+                    sums[key] = sums.get(key, 0.0) + float(entry) / settings.accumulate
+            group.average_gradients(model)
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
+            _check_finite(norm, {"gradient": norm}, step, folder)
             optimizer.step()
             _follow(average, model, min(settings.ema, (1 + step) / (10 + step)))
-            for key, number in {"loss": value.detach(), "gradient": norm, **numbers}.items():
-                sums[key] = sums.get(key, 0.0) + float(number)
+            sums["gradient"] = sums.get("gradient", 0.0) + float(norm)
             since += 1
             done = step + 1
             bar.update(1)
-            late = bool(settings.minutes) and time.monotonic() - began > 60 * settings.minutes
+            late = group.any(bool(settings.minutes) and time.monotonic() - began > 60 * settings.minutes)
             end = done == settings.steps or late
             if done % settings.record_every == 0 or end:
                 now = time.monotonic()
                 means = {key: round(total / since, 6) for key, total in sums.items()}
-                speed = since * settings.batch / max(now - last, 1e-9)
+                speed = since * settings.batch * settings.accumulate * group.size / max(now - last, 1e-9)
                 record(
                     step=done,
                     **means,
@@ -256,7 +282,7 @@ def train(
                 )
                 bar.set_postfix_str(f"loss {means['loss']:.4f}, {speed:.1f} samples/s")
                 last, since, sums, waited = now, 0, {}, 0.0
-            if validate is not None and (done % settings.validate_every == 0 or end):
+            if group.first and validate is not None and (done % settings.validate_every == 0 or end):
                 average.eval()
                 with torch.no_grad():
                     scores = {key: round(float(number), 6) for key, number in validate(average).items()}
@@ -267,7 +293,8 @@ def train(
                     save_weights(folder / "best.safetensors", average, facts)
                 last = time.monotonic()
             if done % settings.save_every == 0 or end:
-                save_checkpoint(folder, model, average, optimizer, done, best, best_step, state)
+                if group.first:
+                    save_checkpoint(folder, model, average, optimizer, done, best, best_step, state)
                 if not end and prepare:
                     state = prepare(done, state)
             if late:
@@ -275,10 +302,25 @@ def train(
     finally:
         bar.close()
         curves.close()
-    if validate is None:
+        if board:
+            board.close()
+    if validate is None and group.first:
         save_weights(folder / "best.safetensors", average, {"step": step + 1, **(config or {})})
     done = step + 1 if settings.steps > start else start
     return Outcome(done, done >= settings.steps, best, best_step, time.monotonic() - began, folder)
+
+
+def _check_finite(value, numbers: dict, step: int, folder: Path) -> None:
+    """Stop before the weights are touched; the last checkpoint stays as it is."""
+    bad = [key for key, number in {**numbers, "loss": value}.items() if not math.isfinite(float(number))]
+    if bad:
+        kept = folder / "checkpoint.safetensors"
+        rest = f"; the last good state is {kept}: go on from it with --resume" if kept.is_file() else ""
+        number = float(numbers.get(bad[0], value))
+        raise InputError(
+            f"{bad[0]} is {number} at step {step + 1}, so the loss is no number: lower --rate or use --precision "
+            f"fp32{rest}"
+        )
 
 
 def _run_folder(folder, settings: LoopSettings, config: dict, resume: bool) -> Path:
@@ -295,6 +337,7 @@ def _run_folder(folder, settings: LoopSettings, config: dict, resume: bool) -> P
             before, now = found["settings"], wanted["settings"]
             # How long, how often and where do not change what is learnt from a step.
             free = {"minutes", "validate_every", "save_every", "record_every", "device", "threads"}
+            before = asdict(LoopSettings()) | before  # a run of before a setting existed had its default
             changed = [k for k in now if k not in free and before.get(k) != now[k]]
             changed += [k for k in wanted["config"] if found["config"].get(k) != wanted["config"][k]]
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
