@@ -16,23 +16,9 @@ from licag3d.io.write_dicom_xa import write_xa
 from licag3d.metrics.synthesis import view_of
 from licag3d.models import virtual_contrast
 from licag3d.models.casgan import CasGan, CasganConfig
-from licag3d.models.segmentor import SegmentorConfig, build, config_facts
 from licag3d.models.virtual_contrast import contrast_length_mm, emptiest_frame, frame_warnings
 from licag3d.synthesize import main
 from licag3d.train.checkpoints import save_weights
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    """Weights of an untrained network that draws vessels here and there."""
-    torch.manual_seed(0)
-    model = build(SegmentorConfig(channels=(8, 8, 8)))
-    with torch.no_grad():
-        model.out.weight.mul_(30)
-        model.out.bias.zero_()
-    file = tmp_path_factory.mktemp("weights") / "mask_first.safetensors"
-    save_weights(file, model, {"model": "mask-first", "config": config_facts(model.config)})
-    return str(file)
 
 
 def grey(shape=(96, 96), seed=0):
