@@ -91,18 +91,21 @@ def expected_dice(vessel: np.ndarray) -> float:
     return float(2 * vessel[mask].sum(dtype=np.float64) / (mask.sum() + vessel.sum(dtype=np.float64)))
 
 
-def synthesise(model: Segmentor, image: np.ndarray, valid: np.ndarray, mm_per_pixel: float) -> Synthesis:
+def synthesise(
+    model: Segmentor, image: np.ndarray, valid: np.ndarray, mm_per_pixel: float, *, mirror: bool = True
+) -> Synthesis:
     """The angiogram of one contrast-free frame of any size.
 
     Args:
         model: of :func:`load_mask_first`.
         image: ``(rows, cols)`` in 0..1, vessels (were there contrast) dark. valid: bool, the X-ray field.
         mm_per_pixel: at the isocentre.
+        mirror: mean of the frame's and of its mirror image's answers, in twice the time.
 
     Raises:
         InputError: the frame is too large at the working scale.
     """
-    found = predict(model, image, valid, mm_per_pixel, WORKING_MM)
+    found = predict(model, image, valid, mm_per_pixel, WORKING_MM, mirror=mirror)
     attenuation = gate(found.vessel) * found.line_integral * valid
     return Synthesis(
         angiogram=darken(image, attenuation).astype(np.float32),

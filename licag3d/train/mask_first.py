@@ -193,7 +193,7 @@ def validate(model, pairs) -> dict[str, float]:
         truth = pair.before
         for image, kappa in zip(pair.images, pair.kappas, strict=True):
             unit = image.astype(np.float32) / 255
-            made = synthesise(model, unit, _field(unit), truth.mm_per_pixel)
+            made = synthesise(model, unit, _field(unit), truth.mm_per_pixel, mirror=False)
             row = vessel_scores(made.vessel > 0.5, truth.mask, truth.mm_per_pixel, ignore=truth.faint)
             row["promised_dice"] = made.expected_dice if np.isfinite(made.expected_dice) else 0.0
             for name, value in row.items():
