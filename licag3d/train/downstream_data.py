@@ -1,15 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Labelled phantom frames for judging encoders: vessel masks, segment names, stenoses."""
+"""Labelled phantom frames for judging encoders: vessel masks, segment names, stenoses.
+
+Labels come from training seeds, frames to judge on from validation seeds (:mod:`licag3d.phantom.splits`).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from licag3d.errors import InputError
+if TYPE_CHECKING:
+    from torch import Tensor
 
 #: Segment names of SCCT (Leipsic et al. 2014) without numbers and sub-branches; what is in none of them is ignored.
 SEGMENTS = (
@@ -32,8 +37,10 @@ SEGMENTS = (
 )
 #: Stenoses of at least this share of the diameter are to be found, percent.
 LEAST_STENOSIS = 50.0
-#: Which validation seeds the stenosis frames come from; training frames come from the training seeds.
-STENOSIS_TRAINING_FIRST, STENOSIS_TEST_FIRST = 40_000_000, 55_000
+#: First stenosis patient among the training seeds, and among the validation seeds.
+STENOSIS_TRAINING_FIRST, STENOSIS_TEST_FIRST = 40_000_000, 5_000
+#: Raised when stored stenosis frames no longer are what they would be now.
+CACHE_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,8 @@ class LabelledFrames:
         segments: ``(n, side, side)`` uint8, 1 + index into :data:`SEGMENTS` on vessels, 0 elsewhere.
         patients: ``(n,)`` seed of the patient.
         lesions: per frame ``(k, 2)`` col and row of the narrowest places, pixels.
+        tokens: ``(n, channels, rows, cols)`` of an encoder that stays as it is, or None (:func:`with_tokens` of
+            :mod:`licag3d.train.downstream_heads`).
     """
 
     images: np.ndarray
@@ -53,6 +62,7 @@ class LabelledFrames:
     segments: np.ndarray
     patients: np.ndarray
     lesions: tuple[np.ndarray, ...]
+    tokens: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -61,7 +71,8 @@ class LabelledFrames:
         """Some of the frames."""
         n = np.asarray(numbers, int)
         return LabelledFrames(self.images[n], self.masks[n], self.segments[n], self.patients[n],
-                              tuple(self.lesions[k] for k in n))  # fmt: skip
+                              tuple(self.lesions[k] for k in n),
+                              None if self.tokens is None else self.tokens[n.tolist()])  # fmt: skip
 
 
 def segment_index(name: str) -> int:
@@ -110,29 +121,18 @@ def _nearest_label(labels: np.ndarray, side: int) -> np.ndarray:
     return labels[tuple(nearest)][np.ix_(at, at)]
 
 
-def split_pool(pool) -> tuple[list[int], list[int]]:
-    """Frame numbers for labels and for the test: every twentieth patient, whom pre-training does not see either.
-
-    Raises:
-        InputError: too small a pool.
-    """
-    held = [entry["seed"] % 20 == 0 for entry in pool.entries]
-    labels, test = ([n for n, out in enumerate(held) if out == want] for want in (False, True))
-    if not labels or not test:
-        raise InputError(f"{pool.folder}: {len(held)} frames are too few; render at least 20 cases")
-    return labels, test
-
-
 def stenosis_frames(first: int, cases: int, side: int, cache: Path | None = None) -> LabelledFrames:
     """One frame of each of ``cases`` phantom patients, alternately with obstructive disease and healthy, rendered at
     ``side`` pixels; with ``cache`` they are kept in that ``.npz`` file.
 
-    Only patients whose disease shows a stenosis of :data:`LEAST_STENOSIS` percent inside the frame count as diseased;
-    diffuse disease and occlusions are redrawn with another seed.
+    Right and left arteries change after each pair, so that the artery says nothing of the disease. Only patients whose
+    disease shows a stenosis of :data:`LEAST_STENOSIS` percent inside the frame count as diseased; diffuse disease and
+    occlusions are redrawn with another seed.
     """
     if cache is not None and cache.is_file():
         with np.load(cache, allow_pickle=False) as found:
-            if int(found["cases"]) == cases and int(found["side"]) == side and int(found["first"]) == first:
+            wanted = {"version": CACHE_VERSION, "cases": cases, "side": side, "first": first}
+            if all(name in found and int(found[name]) == value for name, value in wanted.items()):
                 ends = np.cumsum(found["counts"])[:-1]
                 return LabelledFrames(found["images"], found["masks"], found["segments"], found["patients"],
                                       tuple(np.split(found["lesions"], ends)))  # fmt: skip
@@ -142,7 +142,8 @@ def stenosis_frames(first: int, cases: int, side: int, cache: Path | None = None
     seed = first
     bar = tqdm(total=cases, disable=None, unit="frame", desc="stenosis frames")
     while len(images) < cases:
-        made = _stenosis_frame(seed, len(images) % 2 == 0, side)
+        artery, diseased = ("rca", "lca")[len(images) // 2 % 2], len(images) % 2 == 0
+        made = _stenosis_frame(seed, artery, diseased, side)
         if made is not None:
             images.append(made[0])
             masks.append(made[1])
@@ -161,12 +162,12 @@ def stenosis_frames(first: int, cases: int, side: int, cache: Path | None = None
         buffer = io.BytesIO()
         np.savez_compressed(buffer, images=frames.images, masks=frames.masks, segments=frames.segments,
                             patients=frames.patients, lesions=np.concatenate(lesions), cases=cases, side=side,
-                            first=first, counts=[len(x) for x in lesions])  # fmt: skip
+                            first=first, version=CACHE_VERSION, counts=[len(x) for x in lesions])  # fmt: skip
         write_bytes(cache, buffer.getvalue())
     return frames
 
 
-def _stenosis_frame(seed: int, diseased: bool, side: int):
+def _stenosis_frame(seed: int, artery: str, diseased: bool, side: int):
     """Image, mask and lesion places of one patient, or None when nothing fits."""
     from licag3d.phantom import views as view_choice
     from licag3d.phantom.anatomy import sample_patient, sample_tree
@@ -174,7 +175,6 @@ def _stenosis_frame(seed: int, diseased: bool, side: int):
     from licag3d.phantom.thorax import sample_thorax
     from licag3d.phantom.xray import Exposure, render_frame, sample_surroundings
 
-    artery = ("rca", "lca")[seed % 2]
     rng = np.random.default_rng([seed, 63])
     tree, found = sample_disease(seed, artery, sample_tree(seed, artery), extent="obstructive" if diseased else "none")
     found = [lesion for lesion in found if lesion.percent_diameter >= LEAST_STENOSIS]

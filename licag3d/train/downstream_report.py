@@ -11,8 +11,8 @@ import numpy as np
 
 METRICS = {
     "segmentation": ("dice", "cldice"),
-    "labelling": ("accuracy",),
-    "stenosis": ("auc", "hit"),
+    "labelling": ("macro_f1", "accuracy"),
+    "stenosis": ("ap", "auc"),
 }
 DRAWS = 1000
 _COLOURS = ("#7f7f7f", "#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e")
@@ -32,15 +32,54 @@ def auc(scores: Sequence[float], positive: Sequence[float]) -> float:
     return float((gap > 0).mean() + 0.5 * (gap == 0).mean())
 
 
-def metric_of(scores: dict[str, list[float]], metric: str, chosen: np.ndarray | None = None) -> float:
+def macro_f1(right: np.ndarray, named: np.ndarray, being: np.ndarray) -> float:
+    """Mean over segments of F1 = 2 right / (named + being), patches pooled over frames; only segments that are there.
+
+    Args:
+        right, named, being: ``(frames, segments)`` counts of patches named rightly, named so, being so.
+
+    Example:
+        >>> macro_f1(np.array([[2, 0, 0]]), np.array([[3, 0, 1]]), np.array([[2, 2, 0]]))  # (0.8 + 0) / 2
+        0.4
+    """
+    right, named, being = (np.asarray(x, float).sum(0) for x in (right, named, being))
+    there = being > 0
+    return float((2 * right[there] / (named + being)[there]).mean()) if there.any() else float("nan")
+
+
+def average_precision(findings: Sequence[Sequence[float]], lesions: int) -> float:
+    """Area under precision against recall, all findings of all frames in one order (Everingham et al., IJCV 2015, the
+    rule of PASCAL VOC since 2010: precision at a recall is the best one at that recall or beyond).
+
+    Args:
+        findings: pairs of score and rightness (0 or 1); of equal scores the wrong ones come first.
+        lesions: how many there are to find; NaN comes out where there are none.
+
+    Example:
+        >>> average_precision([(0.9, 1), (0.8, 0), (0.7, 1)], 2)  # half at 1, half at 2/3
+        0.8333333333333333
+    """
+    if not lesions:
+        return float("nan")
+    pairs = np.asarray(findings, float).reshape(-1, 2)
+    hit = pairs[np.lexsort((pairs[:, 1], -pairs[:, 0])), 1]
+    precision = np.cumsum(hit) / np.arange(1, len(hit) + 1)
+    best = np.maximum.accumulate(precision[::-1])[::-1]
+    return float((best * hit).sum() / lesions)
+
+
+def metric_of(scores: dict[str, list], metric: str, chosen: np.ndarray | None = None) -> float:
     """A metric over frames, or over a resample of their numbers."""
+    first = next(iter(scores.values()))
+    chosen = np.arange(len(first)) if chosen is None else chosen
     if metric == "auc":
-        peak, sick = np.asarray(scores["peak"]), np.asarray(scores["diseased"])
-        return auc(peak, sick) if chosen is None else auc(peak[chosen], sick[chosen])
-    values = np.asarray(scores[metric], float)
-    values = values if chosen is None else values[chosen]
-    values = values[~np.isnan(values)]
-    return float(values.mean()) if len(values) else float("nan")
+        return auc(np.asarray(scores["peak"])[chosen], np.asarray(scores["lesions"])[chosen])
+    if metric == "ap":
+        found = [pair for k in chosen for pair in scores["findings"][k]]
+        return average_precision(found, int(np.asarray(scores["lesions"])[chosen].sum()))
+    if metric == "macro_f1":
+        return macro_f1(*(np.asarray(scores[key])[chosen] for key in ("right", "named", "being")))
+    return float(np.asarray(scores[metric], float)[chosen].mean())
 
 
 def summary(results: list[dict], draws: int = DRAWS) -> list[dict]:
@@ -73,13 +112,15 @@ def summary(results: list[dict], draws: int = DRAWS) -> list[dict]:
 def _resample(runs: dict[int, dict], metric: str, draws: int) -> np.ndarray:
     """The metric in ``draws`` resamples; the random numbers are the same for all encoders, so differences pair up."""
     rng, seeds = np.random.default_rng(74), sorted(runs)
+    scores = {s: {key: list(v) if key == "findings" else np.asarray(v) for key, v in runs[s]["scores"].items()}
+              for s in seeds}  # fmt: skip
     patients = np.asarray(runs[seeds[0]]["patients"])
     frames = [np.flatnonzero(patients == p) for p in np.unique(patients)]
     out = np.empty(draws)
     for k in range(draws):
         chosen = np.concatenate([frames[i] for i in rng.integers(len(frames), size=len(frames))])
         drawn = rng.integers(len(seeds), size=len(seeds))
-        out[k] = np.mean([metric_of(runs[seeds[i]]["scores"], metric, chosen) for i in drawn])
+        out[k] = np.mean([metric_of(scores[seeds[i]], metric, chosen) for i in drawn])
     return out
 
 

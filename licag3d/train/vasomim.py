@@ -68,6 +68,8 @@ def add_flags(parser) -> None:
     )
     sizes = "vit-mini, vit-3m, vit-3m-224, vit-s, vit-s-8 or vit-b"
     parser.add_argument("--size", default="vit-3m", metavar="NAME", help=sizes)
+    text = "best.safetensors of an earlier run of the same size, whose weights to begin with"
+    parser.add_argument("--start", metavar="FILE", help=text)
     parser.add_argument("--ema", type=float, default=0.998, help="share of the old average of the weights per step")
     parser.add_argument("--image-px", type=int, metavar="PX", help="side of the training crops, instead of the size's")
     parser.add_argument("--patch-px", type=int, metavar="PX", help="side of a patch, instead of the size's")
@@ -112,7 +114,8 @@ def main(arguments) -> int:
         consistency=not arguments.no_consistency, segmentor_steps=arguments.segmentor_steps)  # fmt: skip
     outcome = pretrain(
         arguments.out, config, masking, settings, pool=arguments.pool, folders=arguments.frames or (),
-        phantom_share=arguments.phantom_share, resume=arguments.resume, priors=arguments.priors)  # fmt: skip
+        phantom_share=arguments.phantom_share, resume=arguments.resume, priors=arguments.priors,
+        start=arguments.start)  # fmt: skip
     state = "finished" if outcome.finished else "stopped at the time limit; go on with --resume"
     print(f"{state} after {outcome.steps} steps: {outcome.folder / 'encoder.safetensors'}")
     return 0
@@ -129,17 +132,20 @@ def pretrain(
     phantom_share: float = 0.5,
     resume: bool = False,
     priors: str | Path | None = None,
+    start: str | Path | None = None,
 ) -> Outcome:
-    """Pre-train an encoder; the run folder gets ``encoder.safetensors`` and ``reconstruction.png`` beside the files of
+    """Pre-train an encoder, from new weights or those of an earlier run (``start``).
+
+    The run folder gets ``encoder.safetensors`` and ``reconstruction.png`` beside the files of
     :mod:`licag3d.train.loop`, and ``frames/`` with the prepared own frames and the list of what was skipped.
 
     Raises:
-        InputError: no usable frames, a run that does not fit, see :func:`licag3d.train.loop.train`.
+        InputError: no usable frames, a run or ``start`` that does not fit, see :func:`licag3d.train.loop.train`.
     """
     import torch
 
     from licag3d.io.atomic import check_output_folder
-    from licag3d.models.vasomim import MaskedAutoencoder, write_encoder_file
+    from licag3d.models.vasomim import MaskedAutoencoder, state_hash, write_encoder_file
 
     out = check_output_folder(out)
     if (out / "config.json").exists() and not resume:
@@ -156,6 +162,10 @@ def pretrain(
     torch.manual_seed(settings.seed)
     model = MaskedAutoencoder(config)
     facts = {"model": "vasomim", "encoder": asdict(config), "masking": asdict(masking), "data": data.facts}
+    facts["start"] = None
+    if start is not None:
+        load_into(model, load_weights(start)[0], str(start))
+        facts["start"] = state_hash(model.state_dict())
     outcome = train(
         model,
         settings,

@@ -35,6 +35,30 @@ def picture(seed: int, rows: int = 120, cols: int = 120) -> np.ndarray:
     return np.clip(255 * (grey + 0.01 * rng.standard_normal(grey.shape)), 0, 255).astype(np.uint8)
 
 
+def dicom(
+    path, seed: int, *, tag: str = "MONOCHROME2", depth: int = 10, size: int = 120, frames: int = 3, patient: str = ""
+):
+    """A small XA cine; returns the data set, for tests that spoil it."""
+    pydicom = pytest.importorskip("pydicom")
+    from pydicom.uid import ExplicitVRLittleEndian
+
+    ds = pydicom.Dataset()
+    ds.file_meta = pydicom.dataset.FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    ds.file_meta.MediaStorageSOPClassUID = ds.SOPClassUID = "1.2.840.10008.5.1.4.1.1.12.1"
+    ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID = f"1.2.3.{seed}"
+    ds.Modality, ds.PatientID = "XA", patient or f"p{seed}"
+    stack = np.stack([picture(1000 + 10 * seed + k, size, size) for k in range(frames)]).astype(np.uint16)
+    if tag == "MONOCHROME1":
+        stack = 255 - stack
+    ds.Rows, ds.Columns, ds.NumberOfFrames = size, size, frames
+    ds.BitsAllocated, ds.BitsStored, ds.HighBit = (8, 8, 7) if depth == 8 else (16, depth, depth - 1)
+    ds.PixelRepresentation, ds.SamplesPerPixel, ds.PhotometricInterpretation = 0, 1, tag
+    ds.PixelData = (stack.astype(np.uint8) if depth == 8 else stack << (depth - 8)).tobytes()
+    ds.save_as(path, enforce_file_format=True)
+    return ds
+
+
 @pytest.fixture
 def folder(tmp_path):
     made = tmp_path / "frames"
@@ -129,21 +153,8 @@ def test_split_is_by_patient(folder, tmp_path):
 
 
 def test_dicom_patients_are_kept_together_and_their_names_are_not_kept(folder, tmp_path):
-    pydicom = pytest.importorskip("pydicom")
-    from pydicom.uid import ExplicitVRLittleEndian
-
     for number in range(4):
-        ds = pydicom.Dataset()
-        ds.file_meta = pydicom.dataset.FileMetaDataset()
-        ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        ds.file_meta.MediaStorageSOPClassUID = ds.SOPClassUID = "1.2.840.10008.5.1.4.1.1.12.1"
-        ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID = f"1.2.3.{number}"
-        ds.Modality, ds.PatientID = "XA", f"Miller{number // 2}"
-        frames = np.stack([picture(100 + 10 * number + k) for k in range(3)]).astype(np.uint16) * 4
-        ds.Rows, ds.Columns, ds.NumberOfFrames = 120, 120, 3
-        ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation, ds.SamplesPerPixel = 16, 10, 9, 0, 1
-        ds.PhotometricInterpretation, ds.PixelData = "MONOCHROME2", frames.tobytes()
-        ds.save_as(folder / f"x{number}.dcm", enforce_file_format=True)
+        dicom(folder / f"x{number}.dcm", number, patient=f"Miller{number // 2}")
     bank = prepare_frames([folder], tmp_path / "bank", ReadingSettings(frames_per_file=2))
     assert (len(bank), bank.groups) == (8, 2)
     written = b"".join(path.read_bytes() for path in (tmp_path / "bank").iterdir())
@@ -195,3 +206,48 @@ def test_real_cines_and_frames(shared_data, tmp_path):
                           ReadingSettings(frames_per_file=3))  # fmt: skip
     assert bank.report["skipped"] == {} and bank.report["turned"] == 0
     assert 9 <= len(bank) <= 14 and bank.groups == 9  # the two cines name the same patient
+
+
+def test_dicom_of_any_depth_and_polarity_looks_alike(folder, tmp_path):
+    for number, (tag, depth) in enumerate((t, d) for t in ("MONOCHROME2", "MONOCHROME1") for d in (8, 10, 16)):
+        dicom(folder / f"x{number}.dcm", number, tag=tag, depth=depth, size=110 + 10 * number, frames=1)
+    bank = prepare_frames([folder], tmp_path / "bank")
+    assert len(bank) == 6 and bank.report["skipped"] == {}
+    for number in range(6):
+        side = 110 + 10 * number
+        true = picture(1000 + 10 * number, side, side).astype(float)
+        assert bank.image(number).shape == (side, side)
+        # Dark vessels whatever the tag says: what is stored goes with the picture, never against it.
+        assert np.corrcoef(bank.image(number).ravel(), true.ravel())[0, 1] > 0.99, number
+
+
+def test_spoilt_dicom_among_good_ones_is_skipped_with_its_reason(folder, tmp_path):
+    dicom(folder / "good.dcm", 1)
+    whole = (folder / "good.dcm").read_bytes()
+    (folder / "cut_half.dcm").write_bytes(whole[: len(whole) // 2])  # the header is fine, the last frames are not
+    (folder / "cut_header.dcm").write_bytes(whole[:300])
+    (folder / "no_pixels.dcm").write_bytes(whole[: whole.index(b"\xe0\x7f\x10\x00")])
+    huge = dicom(folder / "huge.dcm", 2)
+    huge.Rows = huge.Columns = 65_535
+    huge.save_as(folder / "huge.dcm", enforce_file_format=True)
+    many = dicom(folder / "many.dcm", 3)
+    many.NumberOfFrames = 2_000_000_000
+    many.save_as(folder / "many.dcm", enforce_file_format=True)
+    words = dicom(folder / "words.dcm", 4)
+    words.BitsAllocated, words.BitsStored, words.HighBit = 64, 64, 63
+    words.save_as(folder / "words.dcm", enforce_file_format=True)
+    packed = dicom(folder / "packed.dcm", 5)
+    packed.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.5"  # RLE, but the bytes are not
+    from pydicom.encaps import encapsulate
+
+    packed.PixelData = encapsulate([os.urandom(200) for _ in range(3)])
+    packed["PixelData"].VR, packed["PixelData"].is_undefined_length = "OB", True
+    packed.save_as(folder / "packed.dcm", enforce_file_format=True)
+    bank = prepare_frames([folder], tmp_path / "bank")
+    listed = (tmp_path / "bank" / "skipped.txt").read_text().splitlines()
+    assert bank.report["files"] == 8 and {line.split(":")[0].split("#")[0] for line in listed} == {
+        "cut_half.dcm", "cut_header.dcm", "no_pixels.dcm", "huge.dcm", "many.dcm", "words.dcm", "packed.dcm",
+    }  # fmt: skip
+    assert sum(bank.report["skipped"].values()) == 7 and bank.report["dropped"] == {}
+    # What is kept is all of the good file, and nothing half read.
+    assert len(bank) == 3 and {bank.group(k) for k in range(3)} == {bank.group(0)}

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,13 +21,12 @@ from licag3d.train.downstream_data import (
     LabelledFrames,
     from_pool,
     segment_index,
-    split_pool,
     stenosis_frames,
 )
 
 CONFIG = config_of("vit-mini", image_px=32)
 SIDE = 96
-QUICK = downstream.TuningSettings(steps=3, batch=9, stenosis_cases=4)
+QUICK = downstream.TuningSettings(steps=3, batch=9, test_frames=4, stenosis_cases=4)
 
 
 def frame_of(seed: int):
@@ -39,8 +40,14 @@ def frame_of(seed: int):
 
 
 class FakePool:
+    """Training frames, or validation frames in a folder of that name."""
+
     def __init__(self, folder) -> None:
-        self.folder, self.entries = folder, [{"seed": 1_000_000 + k // 2} for k in range(80)]
+        first = 50_000 if Path(folder).name == "validation" else 1_000_000
+        self.folder, self.entries = Path(folder), [{"seed": first + k // 2} for k in range(80)]
+
+    def __len__(self) -> int:
+        return len(self.entries)
 
     def frame(self, number: int):
         return frame_of(self.entries[number]["seed"])
@@ -69,13 +76,12 @@ def test_frames_of_a_pool_keep_masks_and_names(pool):
     assert set(np.unique(frames.segments[1][:, 56:])) == {0, right}
 
 
-def test_held_out_patients_are_not_among_the_labels(pool):
-    labels, test = split_pool(pool)
-    seeds = [{pool.entries[n]["seed"] for n in part} for part in (labels, test)]
-    assert not seeds[0] & seeds[1] and len(seeds[1]) == 2 and len(labels) + len(test) == 80
-    pool.entries = pool.entries[2:4]
-    with pytest.raises(InputError, match="too few"):
-        split_pool(pool)
+def test_choice_of_labels_is_nested_and_keeps_pairs():
+    small, large = (downstream._choice(40, count, 3) for count in (8, 40))
+    assert np.array_equal(small, large[:8]) and sorted(large) == list(range(40))
+    assert np.array_equal(small[::2] + 1, small[1::2]) and not (small[::2] % 2).any()
+    assert not np.array_equal(small, downstream._choice(40, 8, 4))
+    assert sorted(downstream._choice(5, 5, 0)) == list(range(5))
 
 
 def test_patch_names_are_those_of_most_pixels():
@@ -111,8 +117,71 @@ def test_auc_against_all_pairs():
     assert np.isnan(downstream_report.auc([1.0, 2.0], [1, 1]))
 
 
-@pytest.mark.parametrize("task", ["segmentation", "labelling", "stenosis"])
-def test_tuning_learns_its_training_frames(task, pool):
+def test_names_are_scored_over_all_frames():
+    true, found = np.array([[0, 0, 3, -1], [3, 3, 3, -1]]), np.array([[0, 3, 3, 9], [3, 3, 5, 9]])
+    scores = downstream_heads.name_scores(found, true)
+    assert scores["accuracy"] == [pytest.approx(2 / 3), pytest.approx(2 / 3)]
+    # RCA: 2 * 1 / (1 + 2); index 3: 2 * 3 / (4 + 4); index 5 is never true and index 9 lies off the vessels.
+    assert downstream_report.metric_of(scores, "macro_f1") == pytest.approx((2 / 3 + 3 / 4) / 2)
+    assert downstream_report.metric_of(scores, "macro_f1", np.array([1])) == pytest.approx(4 / 5)
+
+
+def test_average_precision_against_its_definition():
+    rng = np.random.default_rng(2)
+    for _ in range(20):
+        scores, hits, lesions = rng.permutation(30), rng.random(30) < 0.3, 14
+        expected, last = 0.0, 0.0
+        points = []
+        for k in range(1, 31):
+            top = np.argsort(-scores)[:k]
+            points.append((hits[top].sum() / lesions, hits[top].mean()))
+        for recall, _ in points:
+            expected += (recall - last) * max(p for r, p in points if r >= recall)
+            last = recall
+        pairs = list(zip(scores.tolist(), hits.astype(int).tolist(), strict=True))
+        assert downstream_report.average_precision(pairs, lesions) == pytest.approx(expected)
+    assert downstream_report.average_precision([], 3) == 0 and np.isnan(downstream_report.average_precision([], 0))
+    # Findings of one score are no better than their worst order.
+    assert downstream_report.average_precision([(1, 1), (1, 0)], 1) == 0.5
+
+
+def test_a_lesion_is_found_once_and_by_what_is_near(pool):
+    frames = from_pool(pool, range(2), SIDE)  # within 4 of 96 pixels
+    frames = replace(frames, lesions=(np.array([[20.0, 40.0], [60.0, 40.0]]), np.zeros((0, 2))))
+    found = [[(0.5, 60, 46), (0.9, 20, 43), (0.8, 21, 40), (0.1, 63, 40)], [(0.7, 5, 5)]]
+    scores = downstream_heads.detection_scores(found, frames)
+    assert scores["findings"] == [[[0.9, 1], [0.8, 0], [0.5, 0], [0.1, 1]], [[0.7, 0]]]
+    assert scores["peak"] == [0.9, 0.7] and scores["lesions"] == [2, 0]
+    assert downstream_report.metric_of(scores, "ap") == pytest.approx(0.5 * 1 + 0.5 * 2 / 5)
+    assert downstream_report.metric_of(scores, "auc") == 1
+
+
+def test_peaks_do_not_touch():
+    values = np.zeros((6, 6))
+    values[2, 3], values[2, 4], values[5, 0] = 3.0, 2.0, 1.0
+    first, second, *_ = downstream_heads.peaks_of(values, 8, 4)
+    assert first == (3.0, 28.0, 20.0) and second == (1.0, 4.0, 44.0)
+    assert len(downstream_heads.peaks_of(np.zeros((3, 3)), 8, 20)) < 9
+
+
+def test_floors_need_no_picture(pool):
+    frames = from_pool(pool, range(8), SIDE)
+    floors = downstream_heads.chance_scores("labelling", frames, frames, 8, 0)
+    # Two names, each on its half: the place gives them away, frequencies alone are right half the time.
+    assert downstream_report.metric_of(floors["place"], "macro_f1") > 0.9
+    assert 0.35 < downstream_report.metric_of(floors["chance"], "macro_f1") < 0.65
+    sick = replace(frames, lesions=tuple(np.argwhere(m)[:1, ::-1].astype(float) for m in frames.masks))
+    chance = downstream_heads.chance_scores("stenosis", sick, sick, 8, 0)["chance"]
+    assert len(chance["findings"][0]) == downstream_heads.FINDINGS
+    assert downstream_report.metric_of(chance, "ap") < 0.4
+    assert downstream_heads.chance_scores("segmentation", frames, frames, 8, 0) == {}
+
+
+@pytest.mark.parametrize(
+    "task, protocol",
+    [("segmentation", "finetune"), ("labelling", "finetune"), ("stenosis", "finetune"), ("labelling", "frozen")],
+)
+def test_tuning_learns_its_training_frames(task, protocol, pool):
     frames = from_pool(pool, range(4), SIDE)
     if task == "stenosis":
         images = frames.images.copy()
@@ -122,33 +191,54 @@ def test_tuning_learns_its_training_frames(task, pool):
                 image[row - 5 : row + 6, col - 5 : col + 6] = 1.0
         frames = LabelledFrames(images, frames.masks, frames.segments, frames.patients, tuple(places))
     torch.manual_seed(0)
-    settings = downstream.TuningSettings(steps=60, batch=9, rate=3e-3)
-    scores = downstream.tune_and_score(task, random_encoder(CONFIG), frames, frames, settings, 0)
+    settings = downstream.TuningSettings(
+        steps=60, batch=9, rate=1e-3 if task == "stenosis" else 3e-3, protocol=protocol
+    )
+    encoder = random_encoder(CONFIG)
+    before = {k: v.clone() for k, v in encoder.state_dict().items()}
+    if protocol == "frozen":
+        frames = downstream_heads.with_tokens(frames, encoder)
+    scores = downstream.tune_and_score(task, encoder, frames, frames, settings, 0)
+    assert all(torch.equal(before[k], v) for k, v in encoder.state_dict().items()) == (protocol == "frozen")
     if task == "segmentation":
         assert np.mean(scores["dice"]) > 0.75 and np.mean(scores["cldice"]) > 0.75
     elif task == "labelling":
-        assert np.mean(scores["accuracy"]) > 0.85
+        assert downstream_report.metric_of(scores, "macro_f1") > 0.8
     else:
-        assert downstream_report.auc(scores["peak"], scores["diseased"]) == 1
-        assert np.nanmean(scores["hit"]) == 1
+        assert downstream_report.metric_of(scores, "auc") == 1
+        assert downstream_report.metric_of(scores, "ap") > 0.9
 
 
-def test_frozen_protocol_leaves_the_encoder_alone(pool):
+def test_known_tokens_are_those_of_the_pictures(pool):
+    frames = from_pool(pool, [0, 2, 4], SIDE)
     encoder = random_encoder(CONFIG)
-    before = {k: v.clone() for k, v in encoder.state_dict().items()}
-    frames = from_pool(pool, range(2), SIDE)
-    settings = downstream.TuningSettings(steps=3, batch=4, protocol="frozen")
-    downstream.tune_and_score("segmentation", encoder, frames, frames, settings, 0)
-    assert all(torch.equal(before[k], v) for k, v in encoder.state_dict().items())
+    known = downstream_heads.with_tokens(frames, encoder)
+    assert known.tokens.shape == (3, 2 * CONFIG.width, SIDE // 8, SIDE // 8) and known.take([2]).tokens.shape[0] == 1
+    rng = np.random.default_rng(0)
+    images, tokens, masks = downstream_heads.RECIPES["segmentation"][0](known, CONFIG, rng, 5)
+    whole = torch.from_numpy(frames.images)
+    for image, part, mask in zip(images[:, 0], tokens, masks[:, 0], strict=True):
+        places = [(n, r, c) for n in range(3) for r in range(0, SIDE - 31, 8) for c in range(0, SIDE - 31, 8)
+                  if torch.equal(whole[n, r : r + 32, c : c + 32], image)]  # fmt: skip
+        assert len(places) == 1
+        n, r, c = places[0]
+        assert torch.equal(part, known.tokens[n, :, r // 8 : r // 8 + 4, c // 8 : c // 8 + 4])
+        assert np.array_equal(mask.numpy() > 0, frames.masks[n, r : r + 32, c : c + 32])
+    # A tile of the frame alone has the tokens it has in the frame.
+    with torch.no_grad():
+        alone = downstream_heads.token_maps(encoder, whole[1:2, None, 32:64, 64:96])
+    assert torch.allclose(alone[0], known.tokens[1, :, 4:8, 8:12].float(), atol=0.05)
 
 
 def test_comparison_is_stored_resumed_and_reported(pool, tmp_path):
     file = tmp_path / "mae.safetensors"
     write_encoder_file(file, random_encoder(CONFIG, seed=9))
-    arguments = {"tasks": ("segmentation", "labelling"), "labels": (2, 4), "seeds": 2}
+    arguments = {"tasks": ("segmentation", "labelling"), "labels": (2, 4), "seeds": 1,
+                 "validation": tmp_path / "validation"}  # fmt: skip
     results = downstream.compare(tmp_path / "out", "pool", {"mae": str(file)}, QUICK, **arguments)
-    assert len(results) == 2 * 2 * 2 * 2
-    assert {r["encoder"] for r in results} == {"scratch", "mae"} and all(len(r["patients"]) == 4 for r in results)
+    assert len(results) == 2 * (2 + 4)
+    assert {r["encoder"] for r in results} == {"scratch", "mae", "chance", "place"}
+    assert all(r["patients"] == [50_000, 50_000, 50_001, 50_001] for r in results)
     stored = json.loads((tmp_path / "out" / "results.json").read_text())
     removed = stored["results"].pop()
     (tmp_path / "out" / "results.json").write_text(json.dumps(stored))
@@ -163,6 +253,17 @@ def test_comparison_is_stored_resumed_and_reported(pool, tmp_path):
         downstream.compare(tmp_path / "out", "pool", {}, downstream.TuningSettings(steps=5), **arguments)
     with pytest.raises(InputError, match="are there"):
         downstream.compare(tmp_path / "more", "pool", {}, QUICK, tasks=("segmentation",), labels=(999,), seeds=1)
+
+
+def test_judging_and_labelled_frames_never_mix(pool, tmp_path):
+    once = {"tasks": ("labelling",), "labels": (2,), "seeds": 1}
+    with pytest.raises(InputError, match="80 validation frames are there, 99"):
+        many = replace(QUICK, test_frames=99)
+        downstream.compare(tmp_path / "a", "pool", {}, many, **once, validation=tmp_path / "validation")
+    with pytest.raises(InputError, match="not for training"):
+        downstream.compare(tmp_path / "b", tmp_path / "validation", {}, QUICK, **once)
+    with pytest.raises(InputError, match="0 validation frames"):
+        downstream.compare(tmp_path / "c", "pool", {}, QUICK, **once, validation=tmp_path / "other")
 
 
 def test_intervals_pair_what_is_paired():
@@ -182,13 +283,13 @@ def test_intervals_pair_what_is_paired():
 
 
 def test_stenosis_frames_show_what_they_claim_and_are_kept(tmp_path):
-    frames = stenosis_frames(55_000, 2, 96, tmp_path / "kept.npz")
-    assert [len(x) > 0 for x in frames.lesions] == [True, False]
-    assert frames.images.shape == (2, 96, 96) and frames.masks.any((1, 2)).all()
+    frames = stenosis_frames(55_000, 4, 96, tmp_path / "kept.npz")
+    assert [len(x) > 0 for x in frames.lesions] == [True, False, True, False]
+    assert frames.images.shape == (4, 96, 96) and frames.masks.any((1, 2)).all()
     col, row = frames.lesions[0][0]
     near = frames.masks[0][max(0, int(row) - 4) : int(row) + 5, max(0, int(col) - 4) : int(col) + 5]
     assert near.any()
-    again = stenosis_frames(55_000, 2, 96, tmp_path / "kept.npz")
+    again = stenosis_frames(55_000, 4, 96, tmp_path / "kept.npz")
     assert np.array_equal(again.images, frames.images) and np.array_equal(again.lesions[0], frames.lesions[0])
 
 

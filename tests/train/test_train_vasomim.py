@@ -130,6 +130,47 @@ def test_plain_mae_is_a_switch(frames, tmp_path):
     assert not (tmp_path / "plain" / "segmentor").exists()
 
 
+def test_going_on_from_an_earlier_run(run, frames, tmp_path):
+    _, earlier = run
+    short = replace(SETTINGS, steps=2, warmup=1, rate=1e-6, ema=0.0, validate_every=2)
+    start = earlier / "best.safetensors"
+    first, new = (
+        pretrain(tmp_path / name, CONFIG, PLAIN, short, folders=[frames], start=given)
+        for name, given in (("on", start), ("new", None))
+    )
+    known, begun = (
+        [r["validation"]["reconstruction"] for r in read_curves(o.folder) if "validation" in r][-1]
+        for o in (first, new)
+    )
+    before = [r["validation"]["reconstruction"] for r in read_curves(earlier) if "validation" in r][-1]
+    assert known == pytest.approx(before, abs=0.01) and known < begun - 0.02
+    with pytest.raises(InputError):  # weights of another size
+        pretrain(tmp_path / "x", config_of("vit-mini", image_px=32, patch_px=16), PLAIN, short, folders=[frames],
+                 start=start)  # fmt: skip
+    with pytest.raises(InputError):  # resumed from other weights than it began with
+        pretrain(tmp_path / "on", CONFIG, PLAIN, short, folders=[frames], resume=True)
+
+
+def test_a_folder_with_everything_wrong_in_it_trains_on_what_is_right(tmp_path, capsys):
+    """Mixed sizes and depths, bright vessels, black and damaged files: counted before training, none met during it."""
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    iio.imwrite(folder / "a.png", vessel_picture(0))
+    iio.imwrite(folder / "b.png", vessel_picture(1).astype(np.uint16) * 16)
+    iio.imwrite(folder / "c.tiff", np.pad(vessel_picture(2), ((0, 30), (0, 9)), mode="reflect"))
+    iio.imwrite(folder / "bright.png", 255 - vessel_picture(3))
+    iio.imwrite(folder / "black.png", np.zeros((96, 96), np.uint8))
+    (folder / "cut.png").write_bytes((folder / "a.png").read_bytes()[:700])
+    (folder / "bad.dcm").write_bytes(b"\0" * 128 + b"DICM" + b"\7" * 200)
+    out = tmp_path / "run"
+    outcome = pretrain(out, CONFIG, PLAIN, replace(SETTINGS, steps=3, validate_every=3), folders=[folder])
+    assert outcome.finished and outcome.steps == 3
+    told = capsys.readouterr().err
+    assert "4 frames of 4 patients from 7 files" in told and "1 files had bright vessels" in told
+    listed = (out / "frames" / "skipped.txt").read_text()
+    assert all(name in listed for name in ("black.png", "cut.png", "bad.dcm")) and "a.png" not in listed
+
+
 def test_other_flags_cannot_resume_and_a_run_is_not_overwritten(run, frames):
     _, out = run
     with pytest.raises(InputError, match="holds a run already"):
