@@ -65,7 +65,7 @@ def radius_loss(share: torch.Tensor, over_radius: torch.Tensor) -> torch.Tensor:
         share: ``(N,)`` at points about true centrelines. over_radius: ``(N,)`` their distance from the axis in radii;
             those within a tenth of the wall say nothing.
     """
-    inside = (over_radius < 0.9).to(share.dtype)
+    inside = (over_radius < 1).to(share.dtype)
     sure = ((over_radius - 1).abs() > 0.1).to(share.dtype)
     wrong = inside * (1 - share).clamp(0, 1) + (1 - inside) * share.clamp(0, 1)
     return (sure * wrong).sum() / sure.sum().clamp_min(1)

@@ -21,8 +21,8 @@ from licag3d.models.synthesis import ScaledLinear
 
 #: Lowest value of a drawn channel: far from a vessel.
 FLOOR = -1.5
-#: Texels on either side of the middle of a segment that are drawn.
-WINDOW = 7
+#: On either side of the middle of a segment so much is drawn: half its length and where a wide vessel meets the floor.
+WINDOW_MM = 3.3
 #: Calibre of which wall and distance are measured, mm: below it a texel no longer resolves the wall.
 _SOFT_MM = 0.3
 _PLANE_AXES = ((0, 1), (0, 2), (1, 2))
@@ -174,13 +174,14 @@ def draw_tubes(start, end, start_radius, end_radius, channel, *, channels: int, 
 def _winners(start, end, start_radius, end_radius, channel, out, channels: int, resolution: int, texel: float):
     """Fills ``out`` with the highest values and returns texels ``(K,)`` and their (tube, plane) numbers ``(K,)``."""
     batch, number = start.shape[:2]
-    step = torch.arange(-WINDOW, WINDOW + 1, device=start.device, dtype=torch.float32)
+    window = min(max(1, round(WINDOW_MM / texel)), (resolution - 1) // 2)
+    step = torch.arange(-window, window + 1, device=start.device, dtype=torch.float32)
     length2 = (end - start).square().sum(-1)[..., None, None]
     item = torch.arange(batch, device=start.device)[:, None]
     wheres, whiches, values = [], [], []
     for plane, (a, b) in enumerate(_PLANE_AXES):  # a runs along columns, b along rows
         middle = 0.5 * (start + end)[..., (a, b)] / texel + (0.5 * resolution - 0.5)
-        middle = middle.round().clamp(WINDOW, resolution - 1 - WINDOW)  # the box is wider than any tree
+        middle = middle.round().clamp(window, resolution - 1 - window)  # the box is wider than any tree
         x = (middle[..., :1] + step + (0.5 - 0.5 * resolution)) * texel
         y = (middle[..., 1:] + step + (0.5 - 0.5 * resolution)) * texel
         dx = (x - start[..., a, None])[:, :, None, :]
@@ -233,10 +234,16 @@ def _at(points: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
 
 
 def _cuts(table: BranchTable, groups: int) -> tuple[int, ...]:
-    """Borders of the groups in the vector, between branches, groups about equally large."""
-    borders = [0]
-    for g in range(1, groups):
-        goal = table.size * g / groups
-        choices = [offset for offset in table.offsets if offset > borders[-1]]
-        borders.append(min(choices, key=lambda offset: abs(offset - goal)))
-    return (*borders, table.size)
+    """Borders of the groups in the vector, between branches, so that the largest group is as small as can be."""
+    limit = -(-table.size // groups)
+    while True:
+        borders = [0]
+        for before, offset in zip(table.offsets[:-1], table.offsets[1:], strict=True):
+            if offset - borders[-1] > limit and before > borders[-1]:
+                borders.append(before)
+        if len(borders) <= groups and all(
+            b - a <= limit for a, b in zip(borders, (*borders[1:], table.size), strict=True)
+        ):
+            # Few branches may fill fewer groups; the rest of them write nothing.
+            return (*borders, *[table.size] * (groups + 1 - len(borders)))
+        limit += 1

@@ -65,7 +65,7 @@ class BranchTable:
         return first - 1, slice(first, course), slice(course, radius), slice(radius, radius + self.slots[index].knots)
 
 
-def table_of(artery: str, *, knot_mm: float = 6.0, sample_mm: float = 2.5) -> BranchTable:
+def table_of(artery: str, *, knot_mm: float = 4.5, sample_mm: float = 2.5) -> BranchTable:
     """The table of the anatomical plans: every name that some dominance has, with knots for its greatest length."""
     from licag3d.phantom import plans
 
@@ -176,8 +176,11 @@ def _evenly(branch: Branch, count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _share(by_id: dict[int, Branch], branch: Branch) -> float:
-    """Where on its parent a branch begins: share of the parent's length."""
-    parent = by_id[branch.parent]
-    nearest = int(np.argmin(np.linalg.norm(parent.points_lps_mm - branch.points_lps_mm[0], axis=1)))
-    along = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(parent.points_lps_mm, axis=0), axis=1))])
-    return float(along[nearest] / along[-1])
+    """Where on its parent a branch begins: share of the parent's length, of the nearest point between its samples."""
+    points = by_id[branch.parent].points_lps_mm
+    step = np.diff(points, axis=0)
+    length = np.linalg.norm(step, axis=1)
+    at = ((branch.points_lps_mm[0] - points[:-1]) * step).sum(1) / np.maximum(length, 1e-9) ** 2
+    at = np.clip(at, 0, 1)
+    nearest = int(np.argmin(np.linalg.norm(points[:-1] + at[:, None] * step - branch.points_lps_mm[0], axis=1)))
+    return float((length[:nearest].sum() + at[nearest] * length[nearest]) / length.sum())

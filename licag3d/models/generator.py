@@ -54,7 +54,7 @@ class GeneratorConfig:
     plane_resolution: int = 256
     plane_channels: int = 32
     hidden: int = 64
-    structure: int = 4
+    structure: int = 5
     structure_hidden: int = 384
     widths: tuple[int, ...] = (64, 64, 64, 48, 32, 16)
     labels: tuple[str, ...] = ("right", "left", "co-dominant")

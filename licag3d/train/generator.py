@@ -42,7 +42,7 @@ def add_flags(parser) -> None:
     parts.add_argument("--images-per-step", type=int, default=2, metavar="N", help="patients per artery with images")
     parts.add_argument("--field-every", type=int, default=1, metavar="N", help="steps between those with points")
     parts.add_argument("--image-every", type=int, default=1, metavar="N", help="steps between those with images")
-    parts.add_argument("--image-size", type=int, default=64, metavar="PX", help="of the projections: 32, 64, 128, ...")
+    parts.add_argument("--image-size", type=int, default=64, metavar="PX", help="of the projections: 32, 64, ...")
     parts.add_argument("--progressive", type=int, default=0, metavar="N", help="steps at half of that size")
     parser.add_argument("--export", metavar="NAME", help="write weights and card of the averaged model under this name")
 
@@ -70,14 +70,23 @@ def main(arguments) -> int:
     pool_file = Path(arguments.pool) if arguments.pool else folder.parent / "trees.safetensors"
     pool = pool_of(pool_file, arguments.trees, splits.TRAINING, arguments.disease)
     data = VectorSet(pool, model.generator.structure.tables)
-    maker = BatchMaker(
-        pool, data, settings.seed, config.box_size_mm, vectors=settings.batch, fields=arguments.fields_per_step,
-        images=arguments.images_per_step, size=step.image_size, views=step.views,
-    )  # fmt: skip
+    angiograms = None
     if arguments.images:
-        from licag3d.train.generator_images import RealImages
+        from licag3d.train.generator_images import read_real_images
 
-        maker = RealImages(arguments.images, maker).wrapped()
+        angiograms = read_real_images(arguments.images, step.image_size)
+    maker = BatchMaker(
+        pool,
+        data,
+        settings.seed,
+        config.box_size_mm,
+        vectors=settings.batch,
+        fields=arguments.fields_per_step,
+        images=arguments.images_per_step,
+        size=step.image_size,
+        views=step.views,
+        angiograms=angiograms,
+    )
     if arguments.init == "random":
         set_statistics(model.generator.structure, data, maker.shift_mm)
         start_from_components(model.generator, model.encoder, data, maker.shift_mm)
@@ -161,8 +170,8 @@ def step_of_flags(arguments):
         value = getattr(arguments, name)
         if not low <= value <= high:  # also catches NaN
             raise InputError(f"--{name.replace('_', '-')} is {value}; give {low} to {high}")
-    if arguments.image_size not in (16, 32, 64, 128, 256, 512):
-        raise InputError(f"--image-size is {arguments.image_size}; give 16, 32, 64, 128, 256 or 512")
+    if arguments.image_size not in (32, 64, 128, 256, 512):
+        raise InputError(f"--image-size is {arguments.image_size}; give 32, 64, 128, 256 or 512")
     if max(arguments.fields_per_step, arguments.images_per_step) > arguments.batch:
         raise InputError(f"--fields-per-step and --images-per-step are at most --batch, {arguments.batch}")
     return StepSettings(

@@ -16,6 +16,7 @@ from licag3d.phantom import views as view_choice
 from licag3d.phantom.queries import TreeQueries, near_points
 from licag3d.structures import Branch, VesselTree
 from licag3d.train.generator_data import TreePool
+from licag3d.train.generator_images import RealImages
 from licag3d.train.generator_vectors import VectorSet
 from licag3d.vessels.distance import tree_cones
 
@@ -29,6 +30,7 @@ class BatchMaker:
         near, far, line, calibre: points per field: about the vessels, anywhere in the box, on the centrelines, and
             about them at known multiples of the radius.
         shift_mm: standard deviation of the place of a tree in its box, per axis.
+        angiograms: real images that take the place of every other phantom image (one view each).
         size: px of the images; samples: per ray. mu_per_mm: range of the attenuation of the lumen.
     """
 
@@ -48,6 +50,7 @@ class BatchMaker:
     views: int = 2
     samples: int = 160
     mu_per_mm: tuple[float, float] = (0.11, 0.2)
+    angiograms: RealImages | None = None
 
     def __call__(self, number: int, *, fields: bool = True, images: bool = True, size: int | None = None) -> dict:
         """Batch ``number``, with or without the dear parts; ``size`` of the images where it is not the usual one."""
@@ -103,9 +106,13 @@ class BatchMaker:
         for artery in ARTERIES:
             part = drawn[artery]
             for k in range(self.vectors - self.images, self.vectors):
-                chosen = any_cameras(rng, artery, self.views, size)
-                cameras.append(Cameras.stack(chosen))
-                real.append(path_mm(self.tree(part, k), cameras[-1]) * float(part["contrast"][k]) * INSIDE_MU)
+                if self.angiograms is not None and k % 2:
+                    image, views = self.angiograms.draw(rng, artery, size)
+                else:
+                    views = Cameras.stack(any_cameras(rng, artery, self.views, size))
+                    image = path_mm(self.tree(part, k), views) * float(part["contrast"][k]) * INSIDE_MU
+                cameras.append(views)
+                real.append(image)
                 labels.append(part["label"][k])
         return {
             "image.real": torch.stack(real),

@@ -240,7 +240,7 @@ def start_from_components(generator, encoder: TreeEncoder, data: VectorSet, shif
     mapping = generator.mapping
     mapping.straight.weight.zero_()
     mapping.straight.weight[:, :z_dim] = torch.eye(z_dim) / mapping.straight.scale
-    mapping.out.weight.mul_(0.05)
+    mapping.out.weight.zero_()
     random = torch.Generator().manual_seed(0)
     for artery in ARTERIES:
         vector = data.vector[artery].clone()
@@ -254,15 +254,19 @@ def start_from_components(generator, encoder: TreeEncoder, data: VectorSet, shif
         encoder.skip[artery].weight.zero_()
         encoder.skip[artery].weight[:count, : x.shape[1]] = v[:count] / size[:, None]
         encoder.skip[artery].bias.zero_()
-        for g in range(stage.groups):
-            rows = stage.rows(artery, g)
-            low = stage.cuts[artery][g]
-            stage.straight[g].weight[rows] = (
-                load[low : low + len(range(*rows.indices(10**9)))] / stage.straight[g].scale
-            )
+        rest = torch.eye(x.shape[1]) - load @ encoder.skip[artery].weight[:, : x.shape[1]]
+        delta = encoder.delta[artery].weight
+        delta.zero_()
+        first = delta.shape[1] - encoder.skip[artery].weight.shape[1]
+        for g, (low, high) in enumerate(zip(stage.cuts[artery][:-1], stage.cuts[artery][1:], strict=True)):
+            part = load[low:high]
+            stage.straight[g].weight[stage.rows(artery, g)] = part / stage.straight[g].scale
+            # What one code for all branches leaves over, each style takes up for its own (least squares, damped).
+            solve = torch.linalg.solve(part.T @ part + 1e-3 * torch.eye(z_dim), part.T)
+            delta[g * z_dim : (g + 1) * z_dim, first : first + x.shape[1]] = solve @ rest[low:high]
     for layer in stage.last:
-        layer.weight.mul_(0.2)
-    encoder.z.weight.mul_(0.05)
+        layer.weight.zero_()
+    encoder.z.weight.zero_()
 
 
 def _length(x: torch.Tensor) -> torch.Tensor:

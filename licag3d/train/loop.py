@@ -294,7 +294,13 @@ def train(
                 last = time.monotonic()
             if done % settings.save_every == 0 or end:
                 if group.first:
-                    save_checkpoint(folder, model, average, optimizer, done, best, best_step, state)
+                    try:
+                        save_checkpoint(folder, model, average, optimizer, done, best, best_step, state)
+                    except OSError as error:
+                        raise InputError(
+                            f"{folder}: the checkpoint of step {done} could not be written "
+                            f"({error.strerror or error}); the one before it is whole: make room, go on with --resume"
+                        ) from None
                 if not end and prepare:
                     state = prepare(done, state)
             if late:

@@ -117,6 +117,90 @@ def test_refused(tmp_path):
         )
 
 
+def test_a_loss_that_is_no_number_names_its_term_and_keeps_the_last_state(tmp_path):
+    def poisoned(model, batch, step):
+        value, numbers = loss(model, batch, step)
+        if step == 10:
+            value = value * float("nan")
+            numbers["density"] = value.detach()
+        return value, numbers
+
+    with pytest.raises(InputError, match=r"density is nan at step 11.*last good state is .*--resume"):
+        train(network(), SETTINGS, tmp_path / "r", make_batch=batch, loss=poisoned)
+    _, facts = load_weights(tmp_path / "r" / "checkpoint.safetensors")
+    assert facts["step"] == 8
+    outcome = train(network(), SETTINGS, tmp_path / "r", make_batch=batch, loss=loss, resume=True)
+    assert outcome.finished
+
+
+def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+    import errno
+    import os
+
+    real, calls = os.fsync, []
+
+    def full(handle):
+        calls.append(handle)
+        if len(calls) > 2:  # config.json, the checkpoint of step 8
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(handle)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(InputError, match="step 16 could not be written .No space left"):
+        train(network(), SETTINGS, tmp_path / "r", make_batch=batch, loss=loss)
+    monkeypatch.undo()
+    assert load_weights(tmp_path / "r" / "checkpoint.safetensors")[1]["step"] == 8
+    assert not [file for file in (tmp_path / "r").iterdir() if file.name.startswith(".")]
+
+
+def test_memory_that_runs_out_names_the_setting(tmp_path):
+    def greedy(model, batch, step):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(InputError, match=r"halve --batch \(now 4\) and double --accumulate \(now 1\)"):
+        train(network(), SETTINGS, tmp_path / "r", make_batch=batch, loss=greedy)
+
+
+WORKER = """
+import sys, torch
+sys.path.insert(0, sys.argv[2])
+from test_loop import SETTINGS, batch, loss
+from dataclasses import replace
+from licag3d.train.loop import train
+torch.manual_seed(5)
+model = torch.nn.Sequential(torch.nn.Conv2d(1, 6, 3), torch.nn.Tanh(), torch.nn.Conv2d(6, 1, 1))
+train(model, replace(SETTINGS, accumulate=int(sys.argv[3])), sys.argv[1], make_batch=batch, loss=loss)
+"""
+
+
+def test_two_processes_learn_what_one_learns_from_two_batches_a_step(tmp_path):
+    import os
+    import socket
+    import subprocess
+    import sys
+    from pathlib import Path
+
+    script = tmp_path / "worker.py"
+    script.write_text(WORKER)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    here = str(Path(__file__).parent)
+
+    def start(name, accumulate, **environment):
+        command = [sys.executable, str(script), str(tmp_path / name), here, str(accumulate)]
+        return subprocess.Popen(command, env=shared | environment, stderr=subprocess.PIPE, text=True)
+
+    jobs = [start("two", 1, RANK=str(k), LOCAL_RANK=str(k), WORLD_SIZE="2") for k in range(2)] + [start("one", 2)]
+    for job in jobs:
+        _, complaint = job.communicate(timeout=120)
+        assert job.returncode == 0, complaint
+    two, one = (load_weights(tmp_path / name / "checkpoint.safetensors")[0] for name in ("two", "one"))
+    for key in one:
+        torch.testing.assert_close(two[key], one[key], atol=1e-6, rtol=1e-5)
+
+
 def test_weights_of_another_architecture_are_named(tmp_path):
     run = train(network(), replace(SETTINGS, steps=1), tmp_path / "r", make_batch=batch, loss=loss)
     tensors, facts = load_weights(run.folder / "best.safetensors")
