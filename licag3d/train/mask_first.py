@@ -29,8 +29,8 @@ def add_flags(parser) -> None:
     data.add_argument("--size", type=int, default=288, metavar="PX", help="rows and columns of a training crop")
     model = parser.add_argument_group("model")
     model.add_argument(
-        "--init", default="segmentor", metavar="random|segmentor|FILE", help="weights to begin with (segmentor: those "
-        "that find vessels in angiograms)"
+        "--init", default="segmentor", metavar="random|segmentor|FILE", help="weights to begin with: the embedded "
+        "segmentor, or a file of a training of it or of this model"
     )  # fmt: skip
     model.add_argument("--distil", type=float, default=0.3, metavar="W", help="weight of the segmentor as a teacher")
     model.add_argument("--export", metavar="NAME", help="write weights and card of the best checkpoint under this name")
@@ -135,6 +135,10 @@ def first_model(init: str, seed: int):
         return copy.deepcopy(load_segmentor("segmentor")).train()
     if not init.endswith(".safetensors") or not Path(init).is_file():
         raise InputError(f"--init {init}: give random, segmentor, or a .safetensors file of an earlier run")
+    from licag3d.train.checkpoints import load_weights
+
+    if load_weights(init)[1].get("model") == "segmentor":
+        return copy.deepcopy(load_segmentor(init)).train()
     return load_mask_first(init)[0].train()
 
 
