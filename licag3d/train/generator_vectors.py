@@ -19,6 +19,7 @@ from torch import nn
 
 from licag3d.models.branch_stage import BranchStage
 from licag3d.models.branch_table import ARTERIES, BranchTable, vector_of
+from licag3d.models.synthesis import ScaledLinear
 from licag3d.train.generator_data import TreePool
 
 #: Logit that a sure presence has; further there is nothing to learn.
@@ -89,23 +90,24 @@ class TreeEncoder(nn.Module):
         self, sizes: dict[str, int], z_dim: int, w_dim: int, groups: int, *, hidden: int = 512, extra: int = 1
     ):
         super().__init__()
-        self.enter = nn.ModuleDict({a: nn.Linear(size + extra, hidden) for a, size in sizes.items()})
-        self.middle = nn.Sequential(
-            nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU()
+        # Inputs are many: unscaled weights would take steps that throw every code about.
+        self.enter = nn.ModuleDict({a: ScaledLinear(size + extra, hidden) for a, size in sizes.items()})
+        self.middle = nn.ModuleList(ScaledLinear(hidden, hidden) for _ in range(2))
+        self.skip = nn.ModuleDict({a: ScaledLinear(size + extra, z_dim) for a, size in sizes.items()})
+        self.z = ScaledLinear(hidden, 2 * z_dim, gain=0.1)
+        self.delta = nn.ModuleDict(
+            {a: ScaledLinear(hidden + size + extra, groups * w_dim, gain=0.1) for a, size in sizes.items()}
         )
-        self.skip = nn.ModuleDict({a: nn.Linear(size + extra, z_dim) for a, size in sizes.items()})
-        self.z = nn.Linear(hidden, 2 * z_dim)
-        self.delta = nn.ModuleDict({a: nn.Linear(hidden + size + extra, groups * w_dim) for a, size in sizes.items()})
         self.groups = groups
         with torch.no_grad():
             self.z.bias[z_dim:] = -5.0
-            for layer in self.delta.values():
-                layer.weight.mul_(0.1)
 
     def forward(self, vector: torch.Tensor, extra: torch.Tensor, artery: str):
         """``(B, size)`` in units of the spread and ``(B, extra)`` to mean, log variance, deltas ``(B, groups, w)``."""
         x = torch.cat([vector, extra], 1)
-        h = self.middle(self.enter[artery](x))
+        h = F.silu(self.enter[artery](x))
+        for layer in self.middle:
+            h = F.silu(layer(h))
         mean, log_variance = self.z(h).chunk(2, 1)
         delta = self.delta[artery](torch.cat([h, x], 1)).unflatten(1, (self.groups, -1))
         return mean + self.skip[artery](x), log_variance.clamp(-8, 2), delta
@@ -252,9 +254,9 @@ def start_from_components(generator, encoder: TreeEncoder, data: VectorSet, shif
         load = torch.zeros(x.shape[1], z_dim)
         load[:, :count] = v[:count].T * size
         encoder.skip[artery].weight.zero_()
-        encoder.skip[artery].weight[:count, : x.shape[1]] = v[:count] / size[:, None]
+        encoder.skip[artery].weight[:count, : x.shape[1]] = v[:count] / size[:, None] / encoder.skip[artery].scale
         encoder.skip[artery].bias.zero_()
-        rest = torch.eye(x.shape[1]) - load @ encoder.skip[artery].weight[:, : x.shape[1]]
+        rest = torch.eye(x.shape[1]) - v[:count].T @ v[:count]
         delta = encoder.delta[artery].weight
         delta.zero_()
         first = delta.shape[1] - encoder.skip[artery].weight.shape[1]
@@ -263,7 +265,9 @@ def start_from_components(generator, encoder: TreeEncoder, data: VectorSet, shif
             stage.straight[g].weight[stage.rows(artery, g)] = part / stage.straight[g].scale
             # What one code for all branches leaves over, each style takes up for its own (least squares, damped).
             solve = torch.linalg.solve(part.T @ part + 1e-3 * torch.eye(z_dim), part.T)
-            delta[g * z_dim : (g + 1) * z_dim, first : first + x.shape[1]] = solve @ rest[low:high]
+            delta[g * z_dim : (g + 1) * z_dim, first : first + x.shape[1]] = (
+                solve @ rest[low:high] / encoder.delta[artery].scale
+            )
     for layer in stage.last:
         layer.weight.zero_()
     encoder.z.weight.zero_()
