@@ -13,6 +13,7 @@
 //     p = h sum_i w_i f(o + (i + 1/2) h d/|d|),   w_i = min(1, max(0, |d|/h - i)).
 #pragma once
 
+#include "core/half.h"
 #include "core/platform.h"
 #include "core/rays.h"
 #include "include/licag3d_volume.h"
@@ -177,20 +178,24 @@ struct PlaneSums {
 };
 
 // One voxel plane: where it starts, strides and sizes along u and v.
-struct Plane {
-  const float *data;
+template <class Voxel>
+struct PlaneOf {
+  const Voxel *data;
   int su, sv, nu, nv;
 };
+using Plane = PlaneOf<float>;
 
-template <bool kGradient>
-LICAG3D_HD void add_plane(const Plane &plane, const PlaneLane &ray, float j, PlaneSums &sums) {
+template <bool kGradient, class Voxel>
+LICAG3D_HD void add_plane(const PlaneOf<Voxel> &plane, const PlaneLane &ray, float j, PlaneSums &sums) {
   const Neighbours u = neighbours(ray.u + j * ray.du, plane.nu), v = neighbours(ray.v + j * ray.dv, plane.nv);
   const bool cut_low = ray.low > j - 0.5f, cut_high = ray.high < j + 0.5f;
   const float from = cut_low ? ray.low : j - 0.5f, to = cut_high ? ray.high : j + 0.5f;
   const float w = to > from ? to - from : 0.0f;
   const int row0 = v.index0 * plane.sv, row1 = v.index1 * plane.sv;
-  const float a00 = plane.data[row0 + u.index0 * plane.su], a10 = plane.data[row0 + u.index1 * plane.su];
-  const float a01 = plane.data[row1 + u.index0 * plane.su], a11 = plane.data[row1 + u.index1 * plane.su];
+  const float a00 = to_float(plane.data[row0 + u.index0 * plane.su]);
+  const float a10 = to_float(plane.data[row0 + u.index1 * plane.su]);
+  const float a01 = to_float(plane.data[row1 + u.index0 * plane.su]);
+  const float a11 = to_float(plane.data[row1 + u.index1 * plane.su]);
   const float value = weighted(u.weight0 * v.weight0, a00) + weighted(u.weight1 * v.weight0, a10) +
                       weighted(u.weight0 * v.weight1, a01) + weighted(u.weight1 * v.weight1, a11);
   sums.value += weighted(w, value);
@@ -210,14 +215,14 @@ LICAG3D_HD void add_plane(const Plane &plane, const PlaneLane &ray, float j, Pla
 }
 
 // The same where all neighbours exist and w = 1.
-template <bool kGradient>
-LICAG3D_HD void add_plane_inner(const Plane &plane, const PlaneLane &ray, float j, PlaneSums &sums) {
+template <bool kGradient, class Voxel>
+LICAG3D_HD void add_plane_inner(const PlaneOf<Voxel> &plane, const PlaneLane &ray, float j, PlaneSums &sums) {
   const float u = ray.u + j * ray.du, v = ray.v + j * ray.dv;
   const int iu = static_cast<int>(u), iv = static_cast<int>(v);
   const float fu = u - static_cast<float>(iu), fv = v - static_cast<float>(iv);
   const int at = iv * plane.sv + iu * plane.su;
-  const float a00 = plane.data[at], a10 = plane.data[at + plane.su];
-  const float a01 = plane.data[at + plane.sv], a11 = plane.data[at + plane.sv + plane.su];
+  const float a00 = to_float(plane.data[at]), a10 = to_float(plane.data[at + plane.su]);
+  const float a01 = to_float(plane.data[at + plane.sv]), a11 = to_float(plane.data[at + plane.sv + plane.su]);
   const float d0 = a10 - a00, d1 = a11 - a01;
   const float row0 = a00 + fu * d0, row1 = a01 + fu * d1;
   sums.value += row0 + fv * (row1 - row0);

@@ -9,6 +9,25 @@ LICAG3D_CORE_BEGIN
 
 constexpr int kLanes = 16;
 
+// The least and the greatest of all lanes, in halves, which become SIMD.
+template <class Number>
+inline Number lane_min(const Number *x) {
+  Number half[kLanes / 2];
+  for (int l = 0; l < 8; ++l) half[l] = x[l] < x[l + 8] ? x[l] : x[l + 8];
+  for (int l = 0; l < 4; ++l) half[l] = half[l] < half[l + 4] ? half[l] : half[l + 4];
+  for (int l = 0; l < 2; ++l) half[l] = half[l] < half[l + 2] ? half[l] : half[l + 2];
+  return half[0] < half[1] ? half[0] : half[1];
+}
+
+template <class Number>
+inline Number lane_max(const Number *x) {
+  Number half[kLanes / 2];
+  for (int l = 0; l < 8; ++l) half[l] = x[l] > x[l + 8] ? x[l] : x[l + 8];
+  for (int l = 0; l < 4; ++l) half[l] = half[l] > half[l + 4] ? half[l] : half[l + 4];
+  for (int l = 0; l < 2; ++l) half[l] = half[l] > half[l + 2] ? half[l] : half[l + 2];
+  return half[0] > half[1] ? half[0] : half[1];
+}
+
 struct PacketHead {
   int axis[3];
   int count;    // lanes in use; the others repeat lane 0 and their results are dropped
@@ -87,14 +106,14 @@ struct Builder {
 };
 
 // Sorts rays [begin, end) by main axis into packets, in order; use(builder) sees each finished packet, empty(i, valid) each
-// ray without samples. skip(i) leaves a ray out.
-template <class Packet, class Ray, class Skip, class Use, class Empty>
-inline void for_packets(const licag3d_grid &grid, const licag3d_rays &rays, int64_t begin, int64_t end, Skip &&skip,
-                        Use &&use, Empty &&empty) {
+// ray without samples. load(i) is the ray in mm, skip(i) leaves it out.
+template <class Packet, class Ray, class Load, class Skip, class Use, class Empty>
+inline void for_packets(const licag3d_grid &grid, int64_t begin, int64_t end, Load &&load, Skip &&skip, Use &&use,
+                        Empty &&empty) {
   Builder<Packet, Ray> builders[3];
   for (int64_t i = begin; i < end; ++i) {
     if (skip(i)) continue;
-    const GridRay grid_ray = to_grid(grid, load_ray(rays, i));
+    const GridRay grid_ray = to_grid(grid, load(i));
     const Ray ray = prepare(grid, grid_ray, static_cast<const Packet *>(nullptr));
     if (ray.range.first > ray.range.last) {
       empty(i, grid_ray.valid);

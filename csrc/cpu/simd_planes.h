@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The hot loop of the planes rule: bilinear samples whose neighbours along u are adjacent in memory, so that one 64-bit
-// load fetches both. Adds the inner range of a packet to value[]; `plane` is plane 0 of the main axis.
+// load fetches both. Adds the inner planes [begin, end) of a packet to value[]; `plane` is plane 0 of the main axis.
 #pragma once
 
 #include "cpu/packets.h"
@@ -13,15 +13,15 @@ LICAG3D_CORE_BEGIN
 
 #if defined(__AVX512F__)
 
-inline void sum_inner_pairs(const Plane &plane, int64_t stride, const PlanePacket &packet, float *value) {
-  const Range &range = packet.range;
+inline void sum_inner_pairs(const Plane &plane, int64_t stride, const PlanePacket &packet, int begin, int end,
+                            float *value) {
   const __m512 u0 = _mm512_loadu_ps(packet.u), v0 = _mm512_loadu_ps(packet.v);
   const __m512 du = _mm512_loadu_ps(packet.du), dv = _mm512_loadu_ps(packet.dv);
   const __m512i sv = _mm512_set1_epi32(plane.sv);
   const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
   const __m512i odd = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
   __m512 sum = _mm512_loadu_ps(value);
-  for (int k = range.inner_first; k <= range.inner_last; ++k) {
+  for (int k = begin; k < end; ++k) {
     const float *row0 = plane.data + k * stride, *row1 = row0 + plane.sv;
     const __m512 j = _mm512_set1_ps(static_cast<float>(k - packet.centre));
     const __m512 u = _mm512_fmadd_ps(j, du, u0), v = _mm512_fmadd_ps(j, dv, v0);
@@ -44,14 +44,14 @@ inline void sum_inner_pairs(const Plane &plane, int64_t stride, const PlanePacke
 
 #elif defined(__AVX2__)
 
-inline void sum_inner_pairs(const Plane &plane, int64_t stride, const PlanePacket &packet, float *value) {
-  const Range &range = packet.range;
+inline void sum_inner_pairs(const Plane &plane, int64_t stride, const PlanePacket &packet, int begin, int end,
+                            float *value) {
   const __m256i sv = _mm256_set1_epi32(plane.sv);
   for (int half = 0; half < kLanes; half += 8) {
     const __m256 u0 = _mm256_loadu_ps(packet.u + half), v0 = _mm256_loadu_ps(packet.v + half);
     const __m256 du = _mm256_loadu_ps(packet.du + half), dv = _mm256_loadu_ps(packet.dv + half);
     __m256 sum = _mm256_loadu_ps(value + half);
-    for (int k = range.inner_first; k <= range.inner_last; ++k) {
+    for (int k = begin; k < end; ++k) {
       const float *row0 = plane.data + k * stride, *row1 = row0 + plane.sv;
       const __m256 j = _mm256_set1_ps(static_cast<float>(k - packet.centre));
       const __m256 u = _mm256_fmadd_ps(j, du, u0), v = _mm256_fmadd_ps(j, dv, v0);
@@ -82,8 +82,9 @@ inline void sum_inner_pairs(const Plane &plane, int64_t stride, const PlanePacke
 
 #else
 
-inline void sum_inner_pairs(const Plane &plane, int64_t stride, const PlanePacket &packet, float *value) {
-  for (int k = packet.range.inner_first; k <= packet.range.inner_last; ++k) {
+inline void sum_inner_pairs(const Plane &plane, int64_t stride, const PlanePacket &packet, int begin, int end,
+                            float *value) {
+  for (int k = begin; k < end; ++k) {
     const Plane here = {plane.data + k * stride, 1, plane.sv, plane.nu, plane.nv};
     for (int l = 0; l < kLanes; ++l) {
       PlaneSums s = {value[l], 0, 0, 0, 0, 0, 0};

@@ -1,58 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Volume operators that read the volume along rays: the projection and its gradient by the rays.
-#include "cpu/packets.h"
-#include "cpu/simd_planes.h"
+#include "cpu/packet_sums.h"
 #include "cpu/volume_tasks.h"
 
 LICAG3D_CORE_BEGIN
 namespace {
-
-Plane plane_of(const licag3d_grid &grid, const float *volume, const int axis[3], int k) {
-  return {volume + k * grid.stride[axis[2]], static_cast<int>(grid.stride[axis[0]]),
-          static_cast<int>(grid.stride[axis[1]]), grid.size[axis[0]], grid.size[axis[1]]};
-}
-
-template <bool kGradient>
-void sum_planes(licag3d_grid grid, const float *volume, const float *turned, const PlanePacket &packet, PlaneSums *sums) {
-  if (turned != nullptr && packet.axis[2] == 0) {
-    volume = turned;
-    grid.stride[0] = grid.size[1];
-    grid.stride[1] = 1;
-    grid.stride[2] = static_cast<int64_t>(grid.size[0]) * grid.size[1];
-  }
-  alignas(64) float value[kLanes] = {}, gu[kLanes] = {}, gv[kLanes] = {}, hu[kLanes] = {}, hv[kLanes] = {},
-                    low[kLanes] = {}, high[kLanes] = {};
-  const auto edge = [&](int from, int to) {
-    for (int k = from; k <= to; ++k) {
-      const Plane plane = plane_of(grid, volume, packet.axis, k);
-      const float j = static_cast<float>(k - packet.centre);
-      for (int l = 0; l < kLanes; ++l) {
-        PlaneSums s = {value[l], gu[l], gv[l], hu[l], hv[l], low[l], high[l]};
-        add_plane<kGradient>(plane, packet.lane(l), j, s);
-        value[l] = s.value;
-        if (kGradient) gu[l] = s.gu, gv[l] = s.gv, hu[l] = s.hu, hv[l] = s.hv, low[l] = s.low, high[l] = s.high;
-      }
-    }
-  };
-  const Range &range = packet.range;
-  edge(range.first, range.inner_first - 1);
-  if (!kGradient && grid.stride[packet.axis[0]] == 1) {
-    sum_inner_pairs(plane_of(grid, volume, packet.axis, 0), grid.stride[packet.axis[2]], packet, value);
-  } else {
-    for (int k = range.inner_first; k <= range.inner_last; ++k) {
-      const Plane plane = plane_of(grid, volume, packet.axis, k);
-      const float j = static_cast<float>(k - packet.centre);
-      for (int l = 0; l < kLanes; ++l) {
-        PlaneSums s = {value[l], gu[l], gv[l], hu[l], hv[l], 0, 0};
-        add_plane_inner<kGradient>(plane, packet.lane(l), j, s);
-        value[l] = s.value;
-        if (kGradient) gu[l] = s.gu, gv[l] = s.gv, hu[l] = s.hu, hv[l] = s.hv;
-      }
-    }
-  }
-  edge(range.inner_last + 1, range.last);
-  for (int l = 0; l < kLanes; ++l) sums[l] = {value[l], gu[l], gv[l], hu[l], hv[l], low[l], high[l]};
-}
 
 template <bool kGradient>
 void sum_march(const licag3d_grid &grid, const float *volume, const MarchPacket &packet, MarchSums *sums) {
@@ -113,23 +65,23 @@ void add_empty_gradient(const ProjectTask &task, int64_t ray, int valid) {
 
 void project_planes(const ProjectTask &task, int64_t begin, int64_t end) {
   for_packets<PlanePacket, PlaneRay>(
-      *task.grid, *task.rays, begin, end, take_all,
+      *task.grid, begin, end, [&](int64_t i) { return load_ray(*task.rays, i); }, take_all,
       [&](const Builder<PlanePacket, PlaneRay> &builder) {
         const PlanePacket &packet = builder.packet;
-        PlaneSums sums[kLanes];
-        sum_planes<false>(*task.grid, task.volume, task.turned, packet, sums);
-        for (int l = 0; l < packet.count; ++l) task.projections[packet.ray[l]] = packet.scale[l] * sums[l].value;
+        LaneSums sums;
+        sum_packet<false, float>(task, packet, sums);
+        for (int l = 0; l < packet.count; ++l) task.projections[packet.ray[l]] = packet.scale[l] * sums.value[l];
       },
       [&](int64_t i, int valid) { task.projections[i] = empty_value(valid); });
 }
 
 void project_march(const ProjectTask &task, int64_t begin, int64_t end) {
   for_packets<MarchPacket, MarchRay>(
-      *task.grid, *task.rays, begin, end, take_all,
+      *task.grid, begin, end, [&](int64_t i) { return load_ray(*task.rays, i); }, take_all,
       [&](const Builder<MarchPacket, MarchRay> &builder) {
         const MarchPacket &packet = builder.packet;
         MarchSums sums[kLanes];
-        sum_march<false>(*task.grid, task.volume, packet, sums);
+        sum_march<false>(*task.grid, static_cast<const float *>(task.volume), packet, sums);
         for (int l = 0; l < packet.count; ++l) task.projections[packet.ray[l]] = packet.scale[l] * sums[l].value;
       },
       [&](int64_t i, int valid) { task.projections[i] = empty_value(valid); });
@@ -137,25 +89,27 @@ void project_march(const ProjectTask &task, int64_t begin, int64_t end) {
 
 void grad_rays_planes(const ProjectTask &task, int64_t begin, int64_t end) {
   for_packets<PlanePacket, PlaneRay>(
-      *task.grid, *task.rays, begin, end, [&](int64_t i) { return task.weights[i] == 0.0f; },
+      *task.grid, begin, end, [&](int64_t i) { return load_ray(*task.rays, i); },
+      [&](int64_t i) { return task.weights[i] == 0.0f; },
       [&](const Builder<PlanePacket, PlaneRay> &builder) {
         const PlanePacket &packet = builder.packet;
-        PlaneSums sums[kLanes];
-        sum_planes<true>(*task.grid, task.volume, nullptr, packet, sums);
+        LaneSums sums;
+        sum_packet<true, float>(task, packet, sums);
         for (int l = 0; l < packet.count; ++l)
           add_gradient(task, packet.ray[l], task.weights[packet.ray[l]],
-                       plane_gradient(*task.grid, builder.grid_rays[l], builder.rays[l], packet.centre, sums[l]));
+                       plane_gradient(*task.grid, builder.grid_rays[l], builder.rays[l], packet.centre, sums.lane(l)));
       },
       [&](int64_t i, int valid) { add_empty_gradient(task, i, valid); });
 }
 
 void grad_rays_march(const ProjectTask &task, int64_t begin, int64_t end) {
   for_packets<MarchPacket, MarchRay>(
-      *task.grid, *task.rays, begin, end, [&](int64_t i) { return task.weights[i] == 0.0f; },
+      *task.grid, begin, end, [&](int64_t i) { return load_ray(*task.rays, i); },
+      [&](int64_t i) { return task.weights[i] == 0.0f; },
       [&](const Builder<MarchPacket, MarchRay> &builder) {
         const MarchPacket &packet = builder.packet;
         MarchSums sums[kLanes];
-        sum_march<true>(*task.grid, task.volume, packet, sums);
+        sum_march<true>(*task.grid, static_cast<const float *>(task.volume), packet, sums);
         for (int l = 0; l < packet.count; ++l)
           add_gradient(task, packet.ray[l], task.weights[packet.ray[l]],
                        march_gradient(*task.grid, builder.grid_rays[l], packet.centre, sums[l]));
