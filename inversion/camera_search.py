@@ -17,6 +17,7 @@ import numpy as np
 
 from licag3d.geometry import Camera
 from licag3d.inversion.chains import Chains
+from licag3d.inversion.consistency import Contrast, disagreement
 from licag3d.inversion.epipolar import epipolar_angles, epipolar_pair
 from licag3d.inversion.tables import turn_costs
 from licag3d.ops.match import PathPrices, match_cost
@@ -32,6 +33,8 @@ class SearchSettings:
         angle_sigma_deg: reading error of a positioner angle; 0 keeps the angles as given.
         starts: restarts of CMA-ES. generations: of each. population: of each.
         coarse: population and generations of the differential evolution over the offset alone.
+        consistency_price: per mm of centreline of both views, for contrast that lies in wrong epipolar planes
+            (:mod:`licag3d.inversion.consistency`).
         toward_sigma_mm, toward_price: prior of the offset toward the detector: price times log(1 + (offset / sigma)^2).
             Sigma is 1.5 times the offset across the epipolar planes, which is seen well, within these bounds: a table
             that did not move one way hardly moved the other.
@@ -45,6 +48,7 @@ class SearchSettings:
     coarse: tuple[int, int] = (40, 20)
     toward_sigma_mm: tuple[float, float] = (4.0, 25.0)
     toward_price: float = 30.0
+    consistency_price: float = 3.0
     prices: PathPrices = PathPrices(none=1.6, jump=0.4, slack=1.5, gap=0.5, turn=1.0, calibre=1.3, tolerance_mm=0.2)
 
 
@@ -101,6 +105,7 @@ def search_cameras(
     *,
     seed: int = 0,
     fixed_first: bool = False,
+    contrast: tuple[Contrast | None, Contrast | None] = (None, None),
     progress: Callable[[float, str], None] | None = None,
 ) -> CameraSearch:
     """Correct the offset of the second view, and the angles within their reading error.
@@ -109,6 +114,7 @@ def search_cameras(
         cameras: as the user has them; the first is the reference.
         chains: centreline pieces of both views.
         fixed_first: leave the angles of the first view as they are.
+        contrast: of both views, where line integrals are known: their profiles over the epipolar planes should agree.
         progress: called with the share done (0..1) and a line of text.
 
     Returns:
@@ -120,6 +126,8 @@ def search_cameras(
     before = float(camera_costs([cameras], chains, settings.prices)[0][0])
     history: list[float] = []
     tried = [1]
+    consistency = settings.consistency_price * sum(chain.length_mm for chain in chains)
+    consistency *= all(item is not None for item in contrast)
     scale = np.array([10.0, 10.0, *([settings.angle_sigma_deg] * 3)])
 
     def build(x: np.ndarray) -> tuple[Camera, Camera]:
@@ -134,8 +142,11 @@ def search_cameras(
         return first, second.with_offset(offset)
 
     def costs(population: np.ndarray) -> np.ndarray:
-        values = camera_costs([build(x) for x in population], chains, settings.prices)[0]
+        pairs = [build(x) for x in population]
+        values = camera_costs(pairs, chains, settings.prices)[0]
         tried[0] += len(population)
+        if consistency > 0:
+            values = values + consistency * np.array([disagreement(pair, contrast) for pair in pairs])
         # The basin toward the detector is shallow, and far out a wrong arrangement may be cheaper. Heavy tails: a
         # table that did move far is still found.
         sigma_mm = np.clip(1.5 * np.abs(population[:, 0]), *settings.toward_sigma_mm)
@@ -148,8 +159,6 @@ def search_cameras(
     rounds = 1 + settings.starts
     bounds = np.full((2, 2), settings.range_mm) * np.array([[-1.0], [1.0]])
     best, value = _evolve("de", costs, bounds, np.zeros(2), settings.coarse[0], settings.coarse[1], seed, history)
-    if before <= value:
-        best, value = np.zeros(2), before
     if progress:
         progress(1 / rounds, f"offset search: cost {before:.0f} -> {value:.0f}")
     free = 2 if settings.angle_sigma_deg <= 0 else 5

@@ -12,6 +12,7 @@ from licag3d.geometry import Camera
 from licag3d.inversion import pictures
 from licag3d.inversion.assembly import Assembly, assemble_tree
 from licag3d.inversion.chains import Chains, chains_from_graph
+from licag3d.inversion.consistency import contrast_of
 from licag3d.inversion.settings import InversionSettings
 from licag3d.inversion.several import Correspondence, correct_cameras, match_all
 from licag3d.inversion.state import StageStore, fingerprint, pack_cameras, unpack_cameras
@@ -67,7 +68,7 @@ def reconstruct(
     )
     begin = time.perf_counter()
     evidence, chains, record_1 = _evidence_stage(run)
-    cameras, facts, record_2 = _camera_stage(run, chains)
+    cameras, facts, record_2 = _camera_stage(run, chains, evidence)
     found, record_3 = _matching_stage(run, cameras, chains)
     assembly = assemble_tree(list(found.curves), settings.assembly)
     tree = assembly.tree
@@ -152,7 +153,9 @@ def _evidence_stage(run: Run) -> tuple[tuple[VesselEvidence, ...], tuple[Chains,
     )
 
 
-def _camera_stage(run: Run, chains: tuple[Chains, ...]) -> tuple[tuple[Camera, ...], dict, StageRecord]:
+def _camera_stage(
+    run: Run, chains: tuple[Chains, ...], evidence: tuple[VesselEvidence, ...]
+) -> tuple[tuple[Camera, ...], dict, StageRecord]:
     begin = time.perf_counter()
     given = tuple(view.camera for view in run.views)
     if len(given) == 1 or run.settings.camera_correction == "none":
@@ -165,7 +168,11 @@ def _camera_stage(run: Run, chains: tuple[Chains, ...]) -> tuple[tuple[Camera, .
         cameras, facts = unpack_cameras(stored[1]["cameras"]), stored[1]
     else:
         cameras, facts = correct_cameras(
-            given, chains, run.settings, progress=lambda share, text: run.progress("cameras", share, text)
+            given,
+            chains,
+            run.settings,
+            contrast=[contrast_of(item) for item in evidence],
+            progress=lambda share, text: run.progress("cameras", share, text),
         )
         facts = {**facts, "cameras": pack_cameras(cameras), "seconds": time.perf_counter() - begin}
         run.store.save("cameras", {}, facts)

@@ -12,6 +12,7 @@ from licag3d.geometry import Camera, scale_gauge
 from licag3d.inversion.assembly import AssemblySettings, Curve, matched_curves
 from licag3d.inversion.camera_search import search_cameras
 from licag3d.inversion.chains import Chains
+from licag3d.inversion.consistency import Contrast
 from licag3d.inversion.filling import fill_gaps
 from licag3d.inversion.gauge import fix_scale
 from licag3d.inversion.matching import Match, match_views
@@ -49,9 +50,13 @@ def correct_cameras(
     chains: Sequence[Chains],
     settings: InversionSettings,
     *,
+    contrast: Sequence[Contrast | None] | None = None,
     progress: Callable[[float, str], None] | None = None,
 ) -> tuple[tuple[Camera, ...], dict]:
     """Offsets and angles of all views by evolutionary search, each against the reference view.
+
+    Args:
+        contrast: of every view, where line integrals are known (:mod:`licag3d.inversion.consistency`).
 
     Returns:
         Cameras (scale gauge still open) and facts: ``history``, ``note``, ``warnings``.
@@ -74,6 +79,7 @@ def correct_cameras(
             seed=settings.seed,
             progress=tell,
             fixed_first=k > 1,
+            contrast=(None, None) if contrast is None else (contrast[0], contrast[k]),
         )
         if k == 1:
             corrected[0] = found.cameras[0]
