@@ -37,7 +37,7 @@ class MatchSettings:
         rounds: of message passing.
     """
 
-    path: PathPrices = PathPrices(none=2.0, jump=0.4, slack=1.5, gap=0.5, turn=1.0, calibre=0.9, tolerance_mm=0.2)
+    path: PathPrices = PathPrices(none=2.0, jump=0.4, slack=1.5, gap=0.5, turn=1.0, calibre=1.5, tolerance_mm=0.2)
     along_share: float = 0.5
     node_price: float = 0.5
     node_cap_mm: float = 6.0
