@@ -36,6 +36,13 @@ def parser() -> argparse.ArgumentParser:
         help="own weights (.safetensors of python -m licag3d.train mask-first or casgan) instead of the embedded",
     )
     made.add_argument(
+        "--draw",
+        choices=("likely", "guess"),
+        default="likely",
+        help="likely: vessels of a probability above one half; guess: as much as makes the best overlap on average, "
+        "however unlikely each piece is",
+    )
+    made.add_argument(
         "--polarity", choices=("auto", "dark", "bright"), default="auto", help="whether vessels are dark or bright"
     )
     made.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute")
@@ -52,12 +59,14 @@ def main(argv: list[str]) -> int:
         raise InputError(f"--weights {given.weights}: give a .safetensors file of licag3d.train mask-first or casgan")
     from licag3d.io.atomic import check_output_folder, staged_folder
     from licag3d.io.files import sniff, split_frame
+    from licag3d.models.mask_first import THRESHOLD
     from licag3d.models.virtual_contrast import WARNING, draw_contrast, load_synthesiser, read_contrast_free
     from licag3d.segment import _device, list_inputs, output_names
 
     files = list_inputs(given.files)
     folder = check_output_folder(given.out)
-    synthesiser = load_synthesiser(given.weights, _device(given.device))
+    threshold = None if given.draw == "guess" else THRESHOLD
+    synthesiser = load_synthesiser(given.weights, _device(given.device), threshold)
     count = 0
     with staged_folder(folder) as stage:
         for file, name in zip(files, output_names(files), strict=True):
@@ -66,7 +75,7 @@ def main(argv: list[str]) -> int:
             count += write_drawing(stage, name, drawing)
             if sniff(split_frame(file)[0]) == "DICOM":
                 count += write_dicom(stage / f"{name}_angiogram.dcm", drawing)
-            share = 100 * float((drawing.synthesis.vessel > 0.5).mean())
+            share = 100 * float(drawing.synthesis.mask.mean())
             print(f"{name}: vessels drawn on {share:.1f} % of the image", flush=True)
             for warning in drawing.warnings:
                 print(f"  warning: {warning}")

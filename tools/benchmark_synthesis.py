@@ -42,6 +42,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--out", required=True, metavar="FILE", help="result file (JSON); added to if it is there")
     made.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     made.add_argument("--weights", default="synthesis", help="of the network: embedded name or .safetensors")
+    made.add_argument("--draw", choices=("likely", "guess"), default="likely", help="as in licag3d.synthesize")
     made.add_argument("--name", default="mask-first", help="what the network is called in the results")
     made.add_argument("--picture", metavar="FILE", help="write a sheet of the first frames (PNG)")
     add_debug_flag(made)
@@ -128,13 +129,14 @@ def maker_of(method: str, given) -> Callable:
         return lambda image, valid, pair: (image, None, nan)
     if method == "network":
         from licag3d.metrics.synthesis import view_of
+        from licag3d.models.mask_first import THRESHOLD
         from licag3d.models.virtual_contrast import load_synthesiser
 
-        draw = load_synthesiser(given.weights)
+        draw = load_synthesiser(given.weights, threshold=None if given.draw == "guess" else THRESHOLD)
 
         def by_network(image, valid, pair):
             made = draw(view_of(image, pair.before.mm_per_pixel, valid))
-            return made.angiogram, made.vessel > 0.5, made.expected_dice
+            return made.angiogram, made.mask, made.expected_dice
 
         return by_network
     if not given.pool:

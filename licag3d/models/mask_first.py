@@ -21,8 +21,8 @@ from licag3d.models.segmentor import Segmentor, build, config_from, predict
 #: Frames are brought to a pixel size within these bounds (mm at the isocentre): coarser than for angiograms, because
 #: faint contrast shows over many pixels only.
 WORKING_MM = (0.26, 0.34)
-#: The darkening sets in at the first probability and is whole at the second.
-GATE = (0.4, 0.6)
+#: Probability from which a vessel is drawn; the darkening sets in and is whole this much below and above it.
+THRESHOLD, SOFT = 0.5, 0.1
 #: Name of the embedded weights.
 NAME = "synthesis"
 
@@ -36,25 +36,32 @@ class Synthesis:
         vessel: probability 0..1 that contrast would show a vessel here.
         attenuation: ``a``, not negative, in units of the display (that of a linear image is the line integral).
         uncertainty: expected absolute error of ``attenuation``: of a wrong decision and of a wrong depth together.
-        expected_dice: the Dice overlap that the probabilities themselves promise for the mask at one half; NaN where
-            the mask is empty.
+        threshold: probability from which vessels were drawn; ``mask`` are the pixels above it.
+        expected_dice: the Dice overlap that the probabilities themselves promise for the mask; NaN where it is empty.
     """
 
     angiogram: np.ndarray
     vessel: np.ndarray
     attenuation: np.ndarray
     uncertainty: np.ndarray
+    threshold: float
     expected_dice: float
 
+    @property
+    def mask(self) -> np.ndarray:
+        """Pixels ``(rows, cols)`` bool that were drawn as vessels."""
+        return self.vessel > self.threshold
 
-def gate(vessel):
-    """Share of the darkening that is drawn at a probability: 0 below :data:`GATE`, 1 above; arrays or tensors.
+
+def gate(vessel, threshold: float = THRESHOLD):
+    """Share of the darkening that is drawn at a probability: 0 to 1 from :data:`SOFT` below to as much above the
+    threshold; arrays or tensors.
 
     Example:
         >>> gate(np.array([0.1, 0.5, 0.9]))
         array([0. , 0.5, 1. ])
     """
-    t = ((vessel - GATE[0]) / (GATE[1] - GATE[0])).clip(0, 1)
+    t = ((vessel - threshold) / (2 * SOFT) + 0.5).clip(0, 1)
     return t * t * (3 - 2 * t)
 
 
@@ -69,30 +76,45 @@ def darken(x, attenuation):
     return x * exp(-attenuation)
 
 
-def expected_error(vessel, depth, spread):
+def expected_error(vessel, depth, spread, threshold: float = THRESHOLD):
     """Expected ``|a_true - a_drawn|`` of a pixel that is a vessel of depth ``depth +- spread`` with probability
-    ``vessel`` and nothing otherwise, while ``gate(vessel) depth`` is drawn; arrays or tensors.
+    ``vessel`` and nothing otherwise, while ``gate(vessel, threshold) depth`` is drawn; arrays or tensors.
     """
-    share = gate(vessel)
+    share = gate(vessel, threshold)
     return vessel * (spread + (1 - share) * depth) + (1 - vessel) * share * depth
 
 
-def expected_dice(vessel: np.ndarray) -> float:
-    """Dice of ``vessel > 0.5`` with the truth, expected if each pixel is a vessel with its probability: twice the
+def expected_dice(vessel: np.ndarray, threshold: float = THRESHOLD) -> float:
+    """Dice of ``vessel > threshold`` with the truth, expected if each pixel is a vessel with its probability: twice the
     expected overlap over the expected sum of sizes (a ratio of means). NaN for an empty mask.
 
     Example:
         >>> round(expected_dice(np.array([0.9, 0.9, 0.0])), 3)
         0.947
     """
-    mask = vessel > 0.5
+    mask = vessel > threshold
     if not mask.any():
         return float("nan")
     return float(2 * vessel[mask].sum(dtype=np.float64) / (mask.sum() + vessel.sum(dtype=np.float64)))
 
 
+def best_threshold(vessel: np.ndarray) -> float:
+    """The threshold of largest expected Dice: half of the Dice that can be had (Lipton et al., ECML 2014), so the less
+    a frame says the lower it lies. Never above :data:`THRESHOLD`.
+    """
+    steps = np.arange(0.02, THRESHOLD + 0.001, 0.02)
+    promised = np.nan_to_num([expected_dice(vessel, t) for t in steps])
+    return float(steps[int(np.argmax(promised))]) if promised.any() else THRESHOLD
+
+
 def synthesise(
-    model: Segmentor, image: np.ndarray, valid: np.ndarray, mm_per_pixel: float, *, mirror: bool = True
+    model: Segmentor,
+    image: np.ndarray,
+    valid: np.ndarray,
+    mm_per_pixel: float,
+    *,
+    threshold: float | None = THRESHOLD,
+    mirror: bool = True,
 ) -> Synthesis:
     """The angiogram of one contrast-free frame of any size.
 
@@ -100,19 +122,23 @@ def synthesise(
         model: of :func:`load_mask_first`.
         image: ``(rows, cols)`` in 0..1, vessels (were there contrast) dark. valid: bool, the X-ray field.
         mm_per_pixel: at the isocentre.
+        threshold: probability from which a vessel is drawn; None takes the :func:`best_threshold` of the frame: a
+            best guess that draws far more of what may not be there.
         mirror: mean of the frame's and of its mirror image's answers, in twice the time.
 
     Raises:
         InputError: the frame is too large at the working scale.
     """
     found = predict(model, image, valid, mm_per_pixel, WORKING_MM, mirror=mirror)
-    attenuation = gate(found.vessel) * found.line_integral * valid
+    level = best_threshold(found.vessel) if threshold is None else threshold
+    attenuation = gate(found.vessel, level) * found.line_integral * valid
     return Synthesis(
         angiogram=darken(image, attenuation).astype(np.float32),
         vessel=found.vessel,
         attenuation=attenuation.astype(np.float32),
-        uncertainty=(expected_error(found.vessel, found.line_integral, found.spread) * valid).astype(np.float32),
-        expected_dice=expected_dice(found.vessel),
+        uncertainty=(expected_error(found.vessel, found.line_integral, found.spread, level) * valid).astype(np.float32),
+        threshold=level,
+        expected_dice=expected_dice(found.vessel, level),
     )
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from licag3d.errors import InputError
-from licag3d.models.mask_first import NAME, Synthesis
+from licag3d.models.mask_first import NAME, THRESHOLD, Synthesis
 from licag3d.structures import View
 
 WARNING = "Synthetic contrast: the vessels were predicted, not seen. Not for diagnosis."
@@ -32,11 +32,12 @@ class Drawing:
     warnings: tuple[str, ...]
 
 
-def load_synthesiser(weights: str = NAME, device: str = "cpu") -> Synthesiser:
+def load_synthesiser(weights: str = NAME, device: str = "cpu", threshold: float | None = THRESHOLD) -> Synthesiser:
     """The network that draws: mask-first synthesis or CAS-GAN, told apart by the weights.
 
     Args:
         weights: an embedded name, or a ``.safetensors`` file of ``licag3d.train`` mask-first or casgan.
+        threshold: of mask-first synthesis, see :func:`licag3d.models.mask_first.synthesise`.
 
     Raises:
         InputError: missing, damaged, or weights of another model.
@@ -57,7 +58,7 @@ def load_synthesiser(weights: str = NAME, device: str = "cpu") -> Synthesiser:
     from licag3d.models.mask_first import load_mask_first, synthesise
 
     model, _ = load_mask_first(weights, device)
-    return lambda view: synthesise(model, view.image, view.valid, view.camera.mm_per_pixel)
+    return lambda view: synthesise(model, view.image, view.valid, view.camera.mm_per_pixel, threshold=threshold)
 
 
 def _casgan(weights: str, device: str) -> Synthesiser:
@@ -72,7 +73,7 @@ def _casgan(weights: str, device: str) -> Synthesiser:
         attention = (attention * view.valid).clip(0, 1).astype(np.float32)
         darker = np.log((view.image + 1 / 64) / (made + 1 / 64)).clip(0)
         undecided = (2 * np.minimum(attention, 1 - attention)).astype(np.float32)
-        return Synthesis(made, attention, darker.astype(np.float32), undecided, expected_dice(attention))
+        return Synthesis(made, attention, darker.astype(np.float32), undecided, THRESHOLD, expected_dice(attention))
 
     return draw
 

@@ -13,6 +13,7 @@ from licag3d.command import BAD_INPUT, status_of
 from licag3d.errors import InputError
 from licag3d.metrics.synthesis import change_outside, line_length_px, vessel_scores
 from licag3d.models.mask_first import (
+    best_threshold,
     darken,
     expected_dice,
     expected_error,
@@ -65,6 +66,30 @@ def test_expected_dice_is_what_calibrated_probabilities_give():
     dice = 2 * (mask & truth).sum() / (mask.sum() + truth.sum())
     assert abs(expected_dice(chance) - dice) < 0.01
     assert np.isnan(expected_dice(np.zeros((4, 4))))
+
+
+def test_best_threshold_is_that_of_the_best_dice():
+    rng = np.random.default_rng(5)
+    for peak in (0.2, 0.6, 1.0):  # frames that say less and less allow less and less
+        chance = peak * rng.beta(0.4, 4, (300, 300))
+        truth = rng.random(chance.shape) < chance
+
+        def dice(threshold, chance=chance, truth=truth):
+            mask = chance > threshold
+            return 2 * (mask & truth).sum() / (mask.sum() + truth.sum())
+
+        chosen = best_threshold(chance)
+        assert dice(chosen) > max(dice(t) for t in np.arange(0.02, 0.5, 0.02)) - 0.01
+        assert chosen == pytest.approx(dice(chosen) / 2, abs=0.04) and chosen <= 0.5
+    assert best_threshold(np.zeros((5, 5))) == 0.5
+
+
+def test_a_guess_draws_more_than_what_is_likely(weights):
+    image = np.random.default_rng(6).random((60, 60)).astype(np.float32)
+    model, _ = load_mask_first(weights)
+    likely, guess = (synthesise(model, image, np.ones(image.shape, bool), 0.3, threshold=t) for t in (0.5, None))
+    assert guess.threshold < 0.5 and guess.mask.sum() > likely.mask.sum()
+    assert (guess.angiogram <= likely.angiogram).all() and guess.expected_dice >= likely.expected_dice
 
 
 def test_darken_and_gate_work_on_tensors_and_arrays():
