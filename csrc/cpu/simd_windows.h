@@ -14,6 +14,7 @@
 LICAG3D_CORE_BEGIN
 
 constexpr int kWindowCols = 8;
+constexpr int kAhead = 8;  // planes from the fetch of a window to its use
 
 // A window of n voxels, placed at the floor of the band's lower line less a margin, holds both neighbours of every lane
 // up to this width of the band: n - 2 voxels, less twice the margin.
@@ -62,13 +63,11 @@ struct Window {
 
 constexpr int kPlanesAtOnce = 64;
 
-// Where the window of each plane lies; planes in `tested` have lanes with neighbours outside the grid.
+// Where the window of each plane lies: plane j counted from the centre, first column and row, voxel offset.
 struct WindowList {
   int count = 0;
-  alignas(64) float j[kPlanesAtOnce], u[kPlanesAtOnce], v[kPlanesAtOnce];
-  alignas(64) int iu[kPlanesAtOnce], iv[kPlanesAtOnce];
-  int64_t at[kPlanesAtOnce];
-  bool tested[kPlanesAtOnce];
+  alignas(64) int j[kPlanesAtOnce + kLanes], u[kPlanesAtOnce + kLanes], v[kPlanesAtOnce + kLanes],
+      at[kPlanesAtOnce + kLanes];
 };
 
 template <bool kGradient, int kRows, class Voxel>
@@ -78,6 +77,8 @@ inline void add_windows(const licag3d_grid &grid, const Field<Voxel> &field, con
   const __m512 u0 = _mm512_loadu_ps(packet.u), v0 = _mm512_loadu_ps(packet.v);
   const __m512 du = _mm512_loadu_ps(packet.du), dv = _mm512_loadu_ps(packet.dv);
   const __m512i nu = _mm512_set1_epi32(grid.size[packet.axis[0]]), nv = _mm512_set1_epi32(grid.size[packet.axis[1]]);
+  // On other planes some lanes have neighbours outside the grid.
+  const int inner_first = packet.range.inner_first - packet.centre, inner_last = packet.range.inner_last - packet.centre;
   const __m512i one = _mm512_set1_epi32(1), eight = _mm512_set1_epi32(8), nine = _mm512_set1_epi32(9);
   __m512 value = _mm512_load_ps(sums.value), gu, gv, hu, hv;
   if constexpr (kGradient) {
@@ -85,19 +86,23 @@ inline void add_windows(const licag3d_grid &grid, const Field<Voxel> &field, con
     hu = _mm512_load_ps(sums.hu), hv = _mm512_load_ps(sums.hv);
   }
   for (int i = 0; i < list.count; ++i) {
+    // Planes lie a power of two apart as often as not: rows then share a few places of the first cache and are gone
+    // before the next tile wants them.
+    const Voxel *soon = field.data + list.at[i + kAhead < list.count ? i + kAhead : i];
+    for (int row = 0; row < kRows; ++row) _mm_prefetch(reinterpret_cast<const char *>(soon + row * sv), _MM_HINT_T0);
     const Window<kRows, Voxel> window(field.data + list.at[i], sv);
-    const __m512 j = _mm512_set1_ps(list.j[i]);
-    const __m512 u = _mm512_sub_ps(_mm512_fmadd_ps(j, du, u0), _mm512_set1_ps(list.u[i]));
-    const __m512 v = _mm512_sub_ps(_mm512_fmadd_ps(j, dv, v0), _mm512_set1_ps(list.v[i]));
+    const __m512 j = _mm512_cvtepi32_ps(_mm512_set1_epi32(list.j[i]));
+    const __m512i u_base = _mm512_set1_epi32(list.u[i]), v_base = _mm512_set1_epi32(list.v[i]);
+    const __m512 u = _mm512_sub_ps(_mm512_fmadd_ps(j, du, u0), _mm512_cvtepi32_ps(u_base));
+    const __m512 v = _mm512_sub_ps(_mm512_fmadd_ps(j, dv, v0), _mm512_cvtepi32_ps(v_base));
     const __m512i iu = _mm512_cvt_roundps_epi32(u, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
     const __m512i iv = _mm512_cvt_roundps_epi32(v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
     const __m512 fu = _mm512_sub_ps(u, _mm512_cvtepi32_ps(iu)), fv = _mm512_sub_ps(v, _mm512_cvtepi32_ps(iv));
     const __m512i index = _mm512_add_epi32(_mm512_slli_epi32(iv, 3), iu);
     __m512 a00 = window.pick(index), a10 = window.pick(_mm512_add_epi32(index, one));
     __m512 a01 = window.pick(_mm512_add_epi32(index, eight)), a11 = window.pick(_mm512_add_epi32(index, nine));
-    if (list.tested[i]) {
-      const __m512i au = _mm512_add_epi32(iu, _mm512_set1_epi32(list.iu[i]));
-      const __m512i av = _mm512_add_epi32(iv, _mm512_set1_epi32(list.iv[i]));
+    if (list.j[i] < inner_first || list.j[i] > inner_last) {
+      const __m512i au = _mm512_add_epi32(iu, u_base), av = _mm512_add_epi32(iv, v_base);
       const __mmask16 has_u0 = _mm512_cmplt_epu32_mask(au, nu), has_v0 = _mm512_cmplt_epu32_mask(av, nv);
       const __mmask16 has_u1 = _mm512_cmplt_epu32_mask(_mm512_add_epi32(au, one), nu);
       const __mmask16 has_v1 = _mm512_cmplt_epu32_mask(_mm512_add_epi32(av, one), nv);
@@ -125,23 +130,29 @@ inline void add_windows(const licag3d_grid &grid, const Field<Voxel> &field, con
 template <class Voxel, class Flush>
 inline void list_windows(const licag3d_grid &grid, const Field<Voxel> &field, const PlanePacket &packet, const Band &u,
                          const Band &v, int rows, int begin, int end, WindowList &list, Flush &&flush) {
-  const float top_u = static_cast<float>(grid.size[packet.axis[0]] - kWindowCols);
-  const float top_v = static_cast<float>(grid.size[packet.axis[1]] - rows);
-  const int64_t sv = field.stride[packet.axis[1]], sk = field.stride[packet.axis[2]];
+  const __m512 top_u = _mm512_set1_ps(static_cast<float>(grid.size[packet.axis[0]] - kWindowCols));
+  const __m512 top_v = _mm512_set1_ps(static_cast<float>(grid.size[packet.axis[1]] - rows));
+  const __m512 nothing = _mm512_setzero_ps(), margin = _mm512_set1_ps(kBandMargin);
+  const __m512i sv = _mm512_set1_epi32(static_cast<int>(field.stride[packet.axis[1]]));
+  const __m512i sk = _mm512_set1_epi32(static_cast<int>(field.stride[packet.axis[2]]));
+  const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  const auto place = [&](const Band &band, __m512 j, __m512 top) {
+    const __m512 low = _mm512_fmadd_ps(j, _mm512_set1_ps(band.low_step), _mm512_sub_ps(_mm512_set1_ps(band.low), margin));
+    return _mm512_cvttps_epi32(_mm512_min_ps(_mm512_max_ps(low, nothing), top));
+  };
   while (begin < end) {
     const int here = end - begin < kPlanesAtOnce - list.count ? end - begin : kPlanesAtOnce - list.count;
-    for (int i = 0; i < here; ++i) {
-      const float j = static_cast<float>(begin + i - packet.centre);
-      const float below_u = u.low_at(j) - kBandMargin, below_v = v.low_at(j) - kBandMargin;
-      const float bounded_u = below_u > 0.0f ? below_u : 0.0f, bounded_v = below_v > 0.0f ? below_v : 0.0f;
-      const int iu = static_cast<int>(bounded_u < top_u ? bounded_u : top_u);
-      const int iv = static_cast<int>(bounded_v < top_v ? bounded_v : top_v);
-      const int to = list.count + i;
-      list.j[to] = j;
-      list.iu[to] = iu, list.iv[to] = iv;
-      list.u[to] = static_cast<float>(iu), list.v[to] = static_cast<float>(iv);
-      list.at[to] = (begin + i) * sk + iv * sv + iu;
-      list.tested[to] = begin + i < packet.range.inner_first || begin + i > packet.range.inner_last;
+    for (int i = 0; i < here; i += kLanes) {
+      const __m512i k = _mm512_add_epi32(_mm512_set1_epi32(begin + i), lanes);
+      const __m512i from_centre = _mm512_sub_epi32(k, _mm512_set1_epi32(packet.centre));
+      const __m512 j = _mm512_cvtepi32_ps(from_centre);
+      const __m512i iu = place(u, j, top_u), iv = place(v, j, top_v);
+      // What is stored beyond `here` is written over or never read.
+      _mm512_storeu_si512(list.j + list.count + i, from_centre);
+      _mm512_storeu_si512(list.u + list.count + i, iu);
+      _mm512_storeu_si512(list.v + list.count + i, iv);
+      _mm512_storeu_si512(list.at + list.count + i,
+                          _mm512_add_epi32(_mm512_add_epi32(_mm512_mullo_epi32(k, sk), _mm512_mullo_epi32(iv, sv)), iu));
     }
     list.count += here;
     begin += here;

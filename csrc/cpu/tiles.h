@@ -35,7 +35,7 @@ struct Tile : PlanePacket {
   unsigned active;  // bit l: lane l is a pixel of its own, and not one repeated beyond the side of the image
   alignas(64) double col[kLanes], row[kLanes];
   alignas(64) double way[3][kLanes];  // direction in voxel indices, by axis x, y, z
-  alignas(64) double inverse[kLanes], plane_mm[kLanes], square_mm[kLanes], slope_u[kLanes], slope_v[kLanes];
+  alignas(64) double inverse[kLanes], square_mm[kLanes], slope_u[kLanes], slope_v[kLanes];
 };
 
 enum class TileKind {
@@ -46,14 +46,13 @@ enum class TileKind {
 
 namespace tile_detail {
 
-// Lane by lane what clip() does, without branches. A slope of nothing counts as a tiny one: its bounds are then far away
-// on either side, or both on the same side.
-inline void clip_lanes(const double *position, const double *slope, double low_bound, double high_bound, double *low,
-                       double *high) {
+// Lane by lane what clip() does, without branches and in float, whose rounding kBandMargin covers. A slope of nothing
+// counts as a tiny one: its bounds are then far away on either side, or both on the same side.
+inline void clip_lanes(const float *position, const float *inverse, float low_bound, float high_bound, float *low,
+                       float *high) {
   for (int l = 0; l < kLanes; ++l) {
-    const double inverse = std::fabs(slope[l]) < 1e-12 ? 1e30 : 1.0 / slope[l];
-    const double one = (low_bound - position[l]) * inverse, two = (high_bound - position[l]) * inverse;
-    const double from = one < two ? one : two, to = one < two ? two : one;
+    const float one = (low_bound - position[l]) * inverse[l], two = (high_bound - position[l]) * inverse[l];
+    const float from = one < two ? one : two, to = one < two ? two : one;
     low[l] = from > low[l] ? from : low[l];
     high[l] = to < high[l] ? to : high[l];
   }
@@ -97,7 +96,8 @@ inline TileKind make_tile(const licag3d_grid &grid, const ViewFrame &frame, Tile
 
   const double source = frame.source[main];
   const int nu = grid.size[ua], nv = grid.size[va], n = grid.size[main];
-  alignas(64) double u0[kLanes], v0[kLanes], begin[kLanes], end[kLanes], low[kLanes], high[kLanes], inner_low[kLanes],
+  alignas(64) double u0[kLanes], v0[kLanes], begin[kLanes], end[kLanes];
+  alignas(64) float u[kLanes], v[kLanes], by_u[kLanes], by_v[kLanes], low[kLanes], high[kLanes], inner_low[kLanes],
       inner_high[kLanes];
   for (int l = 0; l < kLanes; ++l) {
     out.inverse[l] = 1.0 / way[l];
@@ -108,25 +108,33 @@ inline TileKind make_tile(const licag3d_grid &grid, const ViewFrame &frame, Tile
     const double x = out.way[0][l] * grid.voxel_size_mm[0], y = out.way[1][l] * grid.voxel_size_mm[1],
                  z = out.way[2][l] * grid.voxel_size_mm[2];
     out.square_mm[l] = x * x + y * y + z * z;
-    out.plane_mm[l] = std::sqrt(out.square_mm[l]) * std::fabs(out.inverse[l]);
     const double far = source + way[l];
     begin[l] = source < far ? source : far;
     end[l] = source < far ? far : source;
-    low[l] = inner_low[l] = 0;
-    high[l] = inner_high[l] = n - 1;
-    low[l] = begin[l] - 0.5 > 0 ? begin[l] - 0.5 : 0;
-    high[l] = end[l] + 0.5 < n - 1 ? end[l] + 0.5 : n - 1;
   }
-  clip_lanes(u0, out.slope_u, -1.0, nu, low, high);
-  clip_lanes(v0, out.slope_v, -1.0, nv, low, high);
-  clip_lanes(u0, out.slope_u, kInnerMargin, nu - 1 - kInnerMargin, inner_low, inner_high);
-  clip_lanes(v0, out.slope_v, kInnerMargin, nv - 1 - kInnerMargin, inner_low, inner_high);
+  for (int l = 0; l < kLanes; ++l) {
+    out.scale[l] = std::sqrt(static_cast<float>(out.square_mm[l])) * static_cast<float>(std::fabs(out.inverse[l]));
+    u[l] = to_float_bounded(u0[l]), v[l] = to_float_bounded(v0[l]);
+    out.du[l] = static_cast<float>(out.slope_u[l]);
+    out.dv[l] = static_cast<float>(out.slope_v[l]);
+    by_u[l] = 1.0f / (std::fabs(out.du[l]) < 1e-12f ? 1e-12f : out.du[l]);
+    by_v[l] = 1.0f / (std::fabs(out.dv[l]) < 1e-12f ? 1e-12f : out.dv[l]);
+    out.low[l] = to_float_bounded(begin[l]), out.high[l] = to_float_bounded(end[l]);
+    low[l] = out.low[l] - 0.6f > 0 ? out.low[l] - 0.6f : 0;
+    high[l] = out.high[l] + 0.6f < n - 1 ? out.high[l] + 0.6f : n - 1;
+    inner_low[l] = 0;
+    inner_high[l] = n - 1;
+  }
+  clip_lanes(u, by_u, -1 - kBandMargin, nu + kBandMargin, low, high);
+  clip_lanes(v, by_v, -1 - kBandMargin, nv + kBandMargin, low, high);
+  clip_lanes(u, by_u, kBandMargin, nu - 1 - kBandMargin, inner_low, inner_high);
+  clip_lanes(v, by_v, kBandMargin, nv - 1 - kBandMargin, inner_low, inner_high);
   for (int l = 0; l < kLanes; ++l) {
     const bool meets = high[l] >= low[l];
-    low[l] = meets ? low[l] : 1e30;
-    high[l] = meets ? high[l] : -1e30;
+    low[l] = meets ? low[l] : 1e30f;
+    high[l] = meets ? high[l] : -1e30f;
   }
-  const double first = lane_min(low), last = lane_max(high);
+  const float first = lane_min(low), last = lane_max(high);
   if (!(last >= first)) return TileKind::empty;
   out.range = make_range(true, first, last, lane_max(inner_low), lane_min(inner_high));
   out.range.first = out.range.first > 0 ? out.range.first : 0;
@@ -137,11 +145,8 @@ inline TileKind make_tile(const licag3d_grid &grid, const ViewFrame &frame, Tile
   for (int l = 0; l < kLanes; ++l) {
     out.u[l] = to_float_bounded(u0[l] + out.centre * out.slope_u[l]);
     out.v[l] = to_float_bounded(v0[l] + out.centre * out.slope_v[l]);
-    out.du[l] = static_cast<float>(out.slope_u[l]);
-    out.dv[l] = static_cast<float>(out.slope_v[l]);
     out.low[l] = to_float_bounded(begin[l] - out.centre);
     out.high[l] = to_float_bounded(end[l] - out.centre);
-    out.scale[l] = static_cast<float>(out.plane_mm[l]);
   }
   return TileKind::ready;
 }

@@ -38,7 +38,7 @@ PreparedVolume::PreparedVolume(const licag3d_run &run, const licag3d_grid &grid,
   if (grid.step_mm > 0 || grid.stride[0] != 1) return;
   const int64_t longest = std::max(grid.size[0], std::max(grid.size[1], grid.size[2]));
   // Looking at every voxel pays when about as many samples are saved, turning when each voxel is read several times.
-  if (!(grid.flags & LICAG3D_KEEP_EMPTY) && rays * longest > voxels / 4) {
+  if (!(grid.flags & LICAG3D_KEEP_EMPTY) && rays * longest > voxels / 4 && grid.size[0] <= 16384) {
     int64_t count = 1;
     for (int a = 0; a < 3; ++a) count *= bricks_.size[a] = (grid.size[a] + kBrick - 1) / kBrick;
     full_.reset(new (std::nothrow) uint8_t[count]);

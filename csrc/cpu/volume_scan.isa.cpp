@@ -16,34 +16,38 @@ inline uint32_t not_zero(float x) {
 }
 inline uint32_t not_zero(Half x) { return static_cast<uint32_t>(x.bits) << 17; }
 
-template <class Voxel>
-bool any(const Voxel *at) {
-  uint32_t bits = 0;
-  for (int i = 0; i < kBrick; ++i) bits |= not_zero(at[i]);
-  return bits != 0;
-}
+constexpr int kLongestSide = 16384;  // of rows looked through on the stack
 
 template <class Voxel>
-void find_layer(const licag3d_grid &grid, const Voxel *volume, const Bricks &bricks, int layer) {
-  const int nx = grid.size[0], whole = nx / kBrick;
+void find_layer(const licag3d_grid &grid, const Voxel *volume, const Bricks &bricks, int layer, uint32_t *seen) {
+  const int nx = grid.size[0];
   const int z1 = (layer + 1) * kBrick < grid.size[2] ? (layer + 1) * kBrick : grid.size[2];
   for (int by = 0; by < bricks.size[1]; ++by) {
     uint8_t *full = bricks.full + (static_cast<int64_t>(layer) * bricks.size[1] + by) * bricks.size[0];
     const int y1 = (by + 1) * kBrick < grid.size[1] ? (by + 1) * kBrick : grid.size[1];
-    std::memset(full, 0, bricks.size[0]);
+    std::memset(seen, 0, bricks.size[0] * kBrick * sizeof *seen);
     bool open = true;  // some brick of this row may still turn out empty
-    for (int z = layer * kBrick; z < z1 && open; ++z)
-      for (int y = by * kBrick; y < y1 && open; ++y) {
-        const Voxel *row = volume + z * grid.stride[2] + y * grid.stride[1];
-        unsigned all = 1;
-        for (int b = 0; b < whole; ++b) {
-          full[b] |= any(row + b * kBrick);
-          all &= full[b];
+    for (int z = layer * kBrick; z < z1 && open; ++z) {
+      const Voxel *rows = volume + z * grid.stride[2] + by * kBrick * grid.stride[1];
+      const int64_t sy = grid.stride[1];
+      if (y1 - by * kBrick == kBrick) {
+        for (int x = 0; x < nx; ++x) {
+          uint32_t bits = seen[x];
+          for (int y = 0; y < kBrick; ++y) bits |= not_zero(rows[y * sy + x]);
+          seen[x] = bits;
         }
-        for (int x = whole * kBrick; x < nx; ++x) full[whole] |= not_zero(row[x]) != 0;
-        if (whole < bricks.size[0]) all &= full[whole];
-        open = all == 0;
+      } else {
+        for (int y = by * kBrick; y < y1; ++y, rows += sy)
+          for (int x = 0; x < nx; ++x) seen[x] |= not_zero(rows[x]);
       }
+      open = false;
+      for (int b = 0; b < bricks.size[0]; ++b) {
+        uint32_t bits = 0;
+        for (int x = 0; x < kBrick; ++x) bits |= seen[b * kBrick + x];
+        full[b] = bits != 0;
+        open |= bits == 0;
+      }
+    }
   }
 }
 
@@ -82,8 +86,9 @@ void turn_slice(const licag3d_grid &grid, const Voxel *volume, const Bricks *bri
 }  // namespace
 
 void find_bricks(const licag3d_grid &grid, const void *volume, const Bricks &bricks, int layer) {
-  (grid.flags & LICAG3D_HALF) ? find_layer(grid, static_cast<const Half *>(volume), bricks, layer)
-                              : find_layer(grid, static_cast<const float *>(volume), bricks, layer);
+  alignas(64) uint32_t seen[kLongestSide + kBrick];
+  (grid.flags & LICAG3D_HALF) ? find_layer(grid, static_cast<const Half *>(volume), bricks, layer, seen)
+                              : find_layer(grid, static_cast<const float *>(volume), bricks, layer, seen);
 }
 
 void add_turned(const licag3d_grid &grid, const float *turned, int z, float *volume) {

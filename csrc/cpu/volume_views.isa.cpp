@@ -72,7 +72,7 @@ void add_tile_gradient(const licag3d_grid &grid, const ViewFrame &frame, const T
   for (int l = 0; l < kLanes; ++l) {
     const double gu = sums.gu[l], gv = sums.gv[l];
     const double tu = (from_origin * gu + sums.hu[l]) * tile.inverse[l], tv = (from_origin * gv + sums.hv[l]) * tile.inverse[l];
-    const double scale = weights[l] * tile.plane_mm[l], length = sums.value[l] / tile.square_mm[l];
+    const double scale = static_cast<double>(weights[l]) * tile.scale[l], length = sums.value[l] / tile.square_mm[l];
     const double mm_u = grid.voxel_size_mm[ua], mm_v = grid.voxel_size_mm[va], mm = grid.voxel_size_mm[main];
     origin[0][l] = scale * gu / mm_u;
     origin[1][l] = scale * gv / mm_v;

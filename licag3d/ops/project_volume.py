@@ -220,8 +220,8 @@ def _grad_rays(volume: torch.Tensor, origin: torch.Tensor, direction: torch.Tens
         return reference.grad_rays(volume, origin, direction, weights, voxel_size_mm, origin_mm, step_mm)
     by_origin, by_direction = volume.new_empty(direction.shape), volume.new_empty(direction.shape)
     rays, alive = native.pack_rays(origin, direction)
-    native.call("project_volume_grad_rays", volume.device, make_grid(volume.shape, voxel_size_mm, origin_mm, step_mm), rays,
-                volume, weights, by_origin, by_direction)
+    grid = make_grid(volume.shape, voxel_size_mm, origin_mm, step_mm)
+    native.call("project_volume_grad_rays", volume.device, grid, rays, volume, weights, by_origin, by_direction)
     del alive
     return by_origin.to(origin.dtype), by_direction.to(origin.dtype)
 

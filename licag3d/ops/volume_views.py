@@ -79,7 +79,8 @@ def backproject_views(images: torch.Tensor, frames: torch.Tensor, size: list[int
     """The exact transpose: ``(B, D, H, W)`` float32 with ``size`` (D, H, W)."""
     images, frames = images.detach().contiguous(), frames.detach().contiguous()
     if not native.available(images.device):
-        return reference.backproject_rays(images, *_rays(frames, *images.shape[2:]), size, voxel_size_mm, origin_mm, 0.0)
+        rays = _rays(frames, *images.shape[2:])
+        return reference.backproject_rays(images, *rays, size, voxel_size_mm, origin_mm, 0.0)
     out = images.new_zeros((images.shape[0], *size))
     native.call("backproject_views", images.device, make_grid(out.shape, voxel_size_mm, origin_mm),
                 _views(frames, *images.shape[2:]), images, out)
@@ -95,7 +96,8 @@ def grad_frames(volume: torch.Tensor, frames: torch.Tensor, weights: torch.Tenso
         rows, cols = weights.shape[2:]
         by_source, by_way = reference.grad_rays(volume.float(), *_rays(frames, rows, cols), weights, voxel_size_mm,
                                                 origin_mm, 0.0)
-        row, col = torch.arange(rows, dtype=by_way.dtype)[:, None, None], torch.arange(cols, dtype=by_way.dtype)[:, None]
+        row = torch.arange(rows, dtype=by_way.dtype)[:, None, None]
+        col = torch.arange(cols, dtype=by_way.dtype)[:, None]
         return torch.stack([x.sum((1, 2)) for x in (by_source, by_way, col * by_way, row * by_way)], 1)
     out = torch.empty_like(frames)
     grid = make_grid(volume.shape, voxel_size_mm, origin_mm, flags=_flags(volume))
@@ -182,7 +184,8 @@ def _mapped(*pairs) -> list[torch.Tensor]:
 
 
 def _one_by_one(count: int, call: Callable, *pairs) -> tuple[torch.Tensor, int]:
-    return torch.stack([call(*(x if axis is None else x.select(axis, n) for x, axis in pairs)) for n in range(count)]), 0
+    results = [call(*(x if axis is None else x.select(axis, n) for x, axis in pairs)) for n in range(count)]
+    return torch.stack(results), 0
 
 
 @project_views.register_vmap
