@@ -25,8 +25,8 @@ class TuningSettings:
 
     Args:
         steps, batch, rate: of AdamW with warm-up over a tenth and a cosine to zero.
-        protocol: ``finetune`` (all weights, frames varied) or ``frozen`` (head only, on tokens computed once, frames as
-            they are).
+        protocol: ``finetune`` (all weights, frames varied) or ``linear`` (linear map of the tokens in closed form, see
+            :mod:`licag3d.train.downstream_linear`; steps, batch and rate are not used).
         test_frames, stenosis_cases: frames to judge on, each of another patient of the validation seeds.
     """
 
@@ -41,8 +41,8 @@ class TuningSettings:
         if self.steps < 2 or self.batch < 1 or not 0 < self.rate < 1 or self.test_frames < 2 or self.stenosis_cases < 4:
             raise InputError(f"downstream settings out of range: {asdict(self)}; give at least 2 steps, a batch of 1, "
                              f"a rate between 0 and 1, 2 test frames and 4 stenosis cases")  # fmt: skip
-        if self.protocol not in ("finetune", "frozen"):
-            raise InputError(f"protocol {self.protocol!r} is not known; give finetune or frozen")
+        if self.protocol not in ("finetune", "linear"):
+            raise InputError(f"protocol {self.protocol!r} is not known; give finetune or linear")
 
 
 def add_flags(parser) -> None:
@@ -57,7 +57,7 @@ def add_flags(parser) -> None:
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), help="what to try")
     parser.add_argument("--labels", nargs="+", type=int, default=[16, 64, 256], metavar="N", help="labelled frames")
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="repetitions, each with other labels")
-    parser.add_argument("--protocol", choices=("finetune", "frozen"), default="finetune", help="what is trained")
+    parser.add_argument("--protocol", choices=("finetune", "linear"), default="finetune", help="what is trained")
     parser.add_argument("--steps", type=int, default=100, help="steps of each tuning")
     parser.add_argument("--batch", type=int, default=16, help="crops per step")
     parser.add_argument("--rate", type=float, default=6e-4, help="peak learning rate")
@@ -160,11 +160,11 @@ def compare(
             for floor, scores in found.items():
                 keep(task, floor, count, seed, test.patients, scores)
             continue
-        frozen = settings.protocol == "frozen"
-        encoder = random_encoder(config, seed=1000 if frozen else 1000 + seed)
+        linear = settings.protocol == "linear"
+        encoder = random_encoder(config, seed=1000 if linear else 1000 + seed)
         if name != "scratch":
             encoder.load_state_dict(loaded[name].encoder.state_dict())
-        if frozen:
+        if linear:
             if shown[0] != (task, name):
                 shown = (task, name), [heads.with_tokens(part, encoder.eval()) for part in (training, test)]
             training, test = shown[1]
@@ -229,9 +229,16 @@ def tune_and_score(task: str, encoder, training, test, settings: TuningSettings,
     """Tune an encoder with a fresh head on ``training``; scores of every ``test`` frame by name."""
     from licag3d.train import downstream_heads as heads
 
+    make, loss, score = heads.RECIPES[task]
+    if settings.protocol == "linear":
+        from licag3d.train.downstream_linear import LinearHead, probe
+
+        outputs = {"segmentation": encoder.config.patch_px**2, "labelling": len(heads.SEGMENTS), "stenosis": 1}[task]
+        model = heads.TokenModel(encoder, LinearHead(outputs, whole=task == "labelling"))
+        model.settle(training)
+        return score(probe(task, model, training), test)
     model = heads.TokenModel(encoder, heads.HEADS[task](encoder.config))
     model.settle(training)
-    make, loss, score = heads.RECIPES[task]
     fit(model, lambda rng: make(training, encoder.config, rng, settings.batch), loss, settings, seed)
     return score(model, test)
 
@@ -246,13 +253,11 @@ def fit(model, make_batch: Callable, loss: Callable, settings: TuningSettings, s
 
     import torch
 
-    frozen = settings.protocol == "frozen"
-    model.encoder.requires_grad_(not frozen)
     groups = [
-        {"params": [p for p in model.head.parameters()], "scale": 2.0},
-        {"params": [p for p in model.encoder.parameters() if p.requires_grad], "scale": 1.0},
+        {"params": list(model.head.parameters()), "scale": 2.0},
+        {"params": list(model.encoder.parameters()), "scale": 1.0},
     ]
-    optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=settings.rate, weight_decay=0.05)
+    optimizer = torch.optim.AdamW(groups, lr=settings.rate, weight_decay=0.05)
     rng, warmup, last = np.random.default_rng([seed, 73]), max(1, settings.steps // 10), 0.0
     for step in range(settings.steps):
         share = min(1.0, (step + 1) / warmup)

@@ -18,6 +18,8 @@ from licag3d.train.downstream_data import SEGMENTS, LabelledFrames
 
 #: A patch has a segment when this share of its pixels is vessel.
 LEAST_VESSEL = 0.06
+#: One patch in a few hundred is a lesion: it counts this much.
+LESION_WEIGHT = 30.0
 #: Findings per frame that count in the detection of stenoses.
 FINDINGS = 8
 #: A stenosis is found within this share of the side of the frame: 12 of 288 pixels, about 4 mm.
@@ -40,14 +42,19 @@ class TokenModel(nn.Module):
 
     def settle(self, frames: LabelledFrames, count: int = 16) -> None:
         """Take mean and variance of the channels from at most ``count`` frames."""
-        tokens = with_tokens(replace(frames.take(range(min(count, len(frames)))), tokens=None), self.encoder).tokens
+        some = frames.take(range(min(count, len(frames))))
+        tokens = with_tokens(some, self.encoder).tokens if some.tokens is None else some.tokens
         self.middle.copy_(tokens.float().mean((0, 2, 3), keepdim=True))
         self.spread.copy_(tokens.float().std((0, 2, 3), keepdim=True).clamp_min(1e-3))
 
     def forward(self, images: Tensor, tokens: Tensor | None = None) -> Tensor:
         """``tokens`` of the images, where they are known already (:func:`token_maps`)."""
         maps = token_maps(self.encoder, images) if tokens is None else tokens
-        return self.head(((maps.float() - self.middle) / self.spread).clamp(-5, 5), images)
+        return self.head(self.standard(maps), images)
+
+    def standard(self, maps: Tensor) -> Tensor:
+        """The maps as a head gets them."""
+        return ((maps.float() - self.middle) / self.spread).clamp(-5, 5)
 
 
 def token_maps(encoder: Encoder, images: Tensor) -> Tensor:
@@ -134,26 +141,17 @@ def _crop_places(frames: LabelledFrames, side: int, rng: np.random.Generator, si
 
 
 def _crops(frames: LabelledFrames, config: EncoderConfig, rng: np.random.Generator, size: int, target_of):
-    """Crops of the size of training ``(size, 1, side, side)``, the tokens there (None where the encoder learns, too)
-    and their targets: ``target_of(number, top, left)``, the last axis of which runs with the columns.
-
-    Where tokens are known, crops lie on the patch grid and are not varied: they are those of the frame as it is.
-    """
-    side, p, images, targets, tokens = config.image_px, config.patch_px, [], [], []
+    """Crops of the size of training ``(size, 1, side, side)`` and their targets, mirrored at random:
+    ``target_of(number, top, left)``, the last axis of which runs with the columns."""
+    side, images, targets = config.image_px, [], []
     for number, top, left in _crop_places(frames, side, rng, size):
-        if frames.tokens is not None:
-            top, left = top // p * p, left // p * p
-            part = np.s_[number, :, top // p : top // p + config.grid, left // p : left // p + config.grid]
-            tokens.append(frames.tokens[part])
         image = torch.from_numpy(frames.images[number, top : top + side, left : left + side])
         target = torch.from_numpy(target_of(number, top, left)).float()
-        if frames.tokens is None:
-            if rng.random() < 0.5:
-                image, target = image.flip(-1), target.flip(-1)
-            image = vary_display(image, rng)
-        images.append(image)
+        if rng.random() < 0.5:
+            image, target = image.flip(-1), target.flip(-1)
+        images.append(vary_display(image, rng))
         targets.append(target)
-    return torch.stack(images)[:, None], torch.stack(tokens) if tokens else None, torch.stack(targets)[:, None]
+    return torch.stack(images)[:, None], torch.stack(targets)[:, None]
 
 
 def _segmentation_batch(frames: LabelledFrames, config: EncoderConfig, rng: np.random.Generator, size: int):
@@ -162,7 +160,7 @@ def _segmentation_batch(frames: LabelledFrames, config: EncoderConfig, rng: np.r
 
 
 def _segmentation_loss(model: TokenModel, batch) -> Tensor:
-    return segmentation_loss(model(*batch[:2]), batch[2])
+    return segmentation_loss(model(batch[0]), batch[1])
 
 
 def _apply(model: TokenModel, frames: LabelledFrames) -> np.ndarray:
@@ -211,16 +209,13 @@ def _labelling_batch(frames: LabelledFrames, config: EncoderConfig, rng: np.rand
     # Whole frames: which segment a vessel is shows only in the tree. No flips: left is left. A frame is several crops.
     crops = (frames.images.shape[-1] // config.image_px) ** 2
     numbers = rng.integers(0, len(frames), max(1, size // crops))
-    images = torch.from_numpy(frames.images[numbers])
-    if frames.tokens is None:
-        images = torch.stack([vary_display(image, rng) for image in images])
-    tokens = None if frames.tokens is None else frames.tokens[numbers.tolist()]
-    return images[:, None], tokens, torch.from_numpy(patch_segments(frames.segments[numbers], config.patch_px))
+    images = torch.stack([vary_display(image, rng) for image in torch.from_numpy(frames.images[numbers])])
+    return images[:, None], torch.from_numpy(patch_segments(frames.segments[numbers], config.patch_px))
 
 
 def _labelling_loss(model: TokenModel, batch) -> Tensor:
-    logits = model(*batch[:2]).float().flatten(2).transpose(1, 2).reshape(-1, len(SEGMENTS))
-    return F.cross_entropy(logits, batch[2].reshape(-1), ignore_index=-1)
+    logits = model(batch[0]).float().flatten(2).transpose(1, 2).reshape(-1, len(SEGMENTS))
+    return F.cross_entropy(logits, batch[1].reshape(-1), ignore_index=-1)
 
 
 def _labelling_scores(model: TokenModel, frames: LabelledFrames) -> dict[str, list]:
@@ -275,9 +270,8 @@ def _stenosis_batch(frames: LabelledFrames, config: EncoderConfig, rng: np.rando
 
 
 def _stenosis_loss(model: TokenModel, batch) -> Tensor:
-    logits, target = model(*batch[:2]).float(), batch[2]
-    # One patch in a few hundred is a lesion.
-    weight = torch.where(target > 0, 30.0, (target == 0).float())
+    logits, target = model(batch[0]).float(), batch[1]
+    weight = torch.where(target > 0, LESION_WEIGHT, (target == 0).float())
     return F.binary_cross_entropy_with_logits(logits, target.clamp_min(0), weight=weight)
 
 
