@@ -25,7 +25,7 @@ def r1_penalty(on_real: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
     ``real`` needs a gradient.
 
     Times gamma / 2 it is the R1 term. Lazily, every k steps, it is also times k (Karras et al., CVPR 2020, section
-    3.1), and the optimiser's rate and betas take the factor ``k / (k + 1)``: :func:`lazy_factor`.
+    3.1), and the optimiser's betas take the power ``k / (k + 1)``: :func:`lazy_factor`.
     """
     (gradient,) = torch.autograd.grad(on_real.sum(), real, create_graph=True)
     return gradient.square().flatten(1).sum(1).mean()

@@ -42,6 +42,7 @@ class GeneratorConfig:
         labels: names of the entries of the label vector, each 0 or 1: artery (right or left), and whether the patient
             is co-dominant.
         pose_dim: numbers of the camera that the mapping may see in training; 0 leaves the pose out.
+        own_codes: whether the codes of each artery have a distribution of their own (an affine map before the mapping).
         box_size_mm: edge of the box. mu_scale: 1/mm, of the decoder. start_mu: 1/mm, mean of the field at the start.
         fields: ``vessel``, or ``vessel+background`` for a second, coarse tri-plane that is added to the integral.
         background_resolution, background_channels: of that.
@@ -59,6 +60,7 @@ class GeneratorConfig:
     widths: tuple[int, ...] = (64, 64, 64, 48, 32, 16)
     labels: tuple[str, ...] = ("right", "left", "co-dominant")
     pose_dim: int = 0
+    own_codes: bool = False
     box_size_mm: float = 140.0
     mu_scale: float = 0.01
     start_mu: float = 1e-5
@@ -162,7 +164,12 @@ class Generator(nn.Module):
         self.config = config
         c = config
         self.mapping = MappingNetwork(
-            c.z_dim, len(c.labels) + c.pose_dim, c.w_dim, hidden=c.mapping_hidden, layers=c.mapping_layers
+            c.z_dim,
+            len(c.labels) + c.pose_dim,
+            c.w_dim,
+            hidden=c.mapping_hidden,
+            layers=c.mapping_layers,
+            own=len(ARTERIES) if c.own_codes else 0,
         )
         self.structure, drawn = None, 0
         if c.structure:
@@ -211,8 +218,12 @@ class Generator(nn.Module):
             pose: ``(B, pose_dim)`` where the configuration has one; None is the pose zero.
         """
         label = self.label_vector(label, z)
-        w = self.mapping(z, self._with_pose(label, pose))
+        w = self.map_code(self.mapping.placed(z, label), label, pose=pose)
         return w if truncation == 1.0 else torch.lerp(self.average(label).to(w.dtype), w, truncation)
+
+    def map_code(self, code: torch.Tensor, label: torch.Tensor, *, pose: torch.Tensor | None = None) -> torch.Tensor:
+        """w ``(B, w_dim)`` of codes as an encoder of trees gives them, ``(B, z_dim)``, which are no normal deviates."""
+        return self.mapping(code, self._with_pose(self.label_vector(label, code), pose))
 
     def label_vector(self, label: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         """``(B, labels)`` in the type of ``like``, from that or from ``(B,)`` indices of arteries."""

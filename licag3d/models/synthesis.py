@@ -39,19 +39,41 @@ class MappingNetwork(nn.Module):
     """``(z, label) -> w``. Both are brought to unit second moment first, so that neither drowns the other.
 
     A straight path beside the layers (``w = linear(z) + layers(z)``) keeps the map well conditioned: inversion and
-    encoders work in w.
+    encoders work in w. Before both, z is moved and turned in a way of its own for each of the first ``own`` labels:
+    codes of right and left trees have distributions of their own.
 
     Args:
         z_dim, labels, w_dim: sizes. hidden, layers: of the perceptron. rate: learning rate multiplier.
+        own: labels with an affine map of their own, which begins as the identity.
     """
 
-    def __init__(self, z_dim: int, labels: int, w_dim: int, *, hidden: int = 256, layers: int = 2, rate: float = 0.1):
+    def __init__(
+        self,
+        z_dim: int,
+        labels: int,
+        w_dim: int,
+        *,
+        hidden: int = 256,
+        layers: int = 2,
+        rate: float = 0.1,
+        own: int = 0,
+    ):
         super().__init__()
+        # Fitted in closed form (licag3d.train.generator_prior), so buffers.
+        self.register_buffer("own", torch.zeros(own, z_dim, z_dim) if own else None)
+        self.register_buffer("own_shift", torch.zeros(own, z_dim) if own else None)
         self.embed = ScaledLinear(labels, hidden)
         sizes = [z_dim + hidden] + [hidden] * layers
         self.layers = nn.ModuleList(ScaledLinear(a, b, rate=rate) for a, b in zip(sizes[:-1], sizes[1:], strict=True))
         self.out = ScaledLinear(hidden, w_dim, rate=rate)
         self.straight = ScaledLinear(z_dim + hidden, w_dim)
+
+    def placed(self, z: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        """Normal deviates ``(B, z_dim)`` to codes distributed as those of the label's trees."""
+        if self.own is None:
+            return z
+        share = label[:, : len(self.own)]
+        return z + torch.einsum("bl,bi,lij->bj", share, z, self.own) + share @ self.own_shift
 
     def forward(self, z: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
         x = torch.cat([z, unit_moment(self.embed(label))], 1)

@@ -51,12 +51,14 @@ def main(arguments) -> int:
     """Train, and say what came out."""
     from dataclasses import asdict
 
+    from licag3d.losses.adversarial import lazy_factor
     from licag3d.models.generator import config_facts
     from licag3d.phantom import splits
     from licag3d.train import generator_step as steps
     from licag3d.train.generator_batch import BatchMaker
     from licag3d.train.generator_check import Checks
     from licag3d.train.generator_data import pool_of
+    from licag3d.train.generator_prior import fit_prior
     from licag3d.train.generator_vectors import VectorSet, set_statistics, start_from_components
     from licag3d.train.loop import settings_of, train
 
@@ -90,6 +92,7 @@ def main(arguments) -> int:
     if arguments.init == "random":
         set_statistics(model.generator.structure, data, maker.shift_mm)
         start_from_components(model.generator, model.encoder, data, maker.shift_mm)
+        fit_prior(model.generator, model.encoder, data, maker.shift_mm)
     else:
         begin_with(model, arguments.init)
     batches_per_step = settings.accumulate * int(os.environ.get("WORLD_SIZE", "1"))
@@ -106,6 +109,8 @@ def main(arguments) -> int:
         folder,
         make_batch=make_batch,
         loss=steps.step_loss,
+        # The lazy regulariser steps once in a while with the strength of all: the optimiser's memory shortens with it.
+        betas=tuple(beta ** lazy_factor(step.lazy) for beta in (0.9, 0.99)),
         validate=checks,
         score="score",
         config={"model": "generator", "config": config_facts(config), "step": asdict(step), "pool": pool_file.name,
@@ -113,7 +118,9 @@ def main(arguments) -> int:
                 "images": bool(arguments.images)},
         resume=arguments.resume,
     )  # fmt: skip
-    file = finish(folder)
+    if int(os.environ.get("RANK", "0")):
+        return 0  # the first process of torchrun has the files
+    file = finish(folder, model, data, checks)
     if arguments.export:
         export(folder, arguments.export, folder)
     ended = "finished" if outcome.finished else "stopped at the time limit (go on with --resume)"
@@ -127,10 +134,13 @@ def config_of_flags(arguments):
     Raises:
         InputError: a value out of range.
     """
-    from licag3d.models.generator import GeneratorConfig, load_generator
+    from licag3d.models.generator import GeneratorConfig, config_of
+    from licag3d.train.checkpoints import load_weights
+    from licag3d.weights import load
 
     if arguments.init != "random":
-        return load_generator("generator" if arguments.init == "embedded" else arguments.init)[0].config
+        _, card = load("generator") if arguments.init == "embedded" else load_weights(arguments.init)
+        return config_of(card, arguments.init)
     try:
         widths = tuple(int(width) for width in arguments.widths.split(","))
     except ValueError:
@@ -143,6 +153,7 @@ def config_of_flags(arguments):
         widths=widths,
         fields=arguments.fields,
         pose_dim=12 if arguments.pose else 0,
+        own_codes=True,
     )
 
 
@@ -207,24 +218,32 @@ def begin_with(model, init: str) -> None:
         load_into(model.generator, tensors, init)
 
 
-def finish(folder: Path) -> Path:
-    """Write ``generator.safetensors``: the averaged weights of the last checkpoint, with the configuration."""
+def finish(folder: Path, model, data, checks) -> Path:
+    """Write ``generator.safetensors``: the averaged weights of the last checkpoint with their configuration.
+
+    Random codes are fitted anew to those of the training patients, and a last validation goes into the card.
+
+    Args:
+        model: a trainee of the run's architecture; it is filled. data: ``VectorSet`` of training. checks: ``Checks``.
+    """
     import json
 
-    from safetensors.torch import save
-
-    from licag3d.io.atomic import write_bytes
-    from licag3d.train.checkpoints import SCHEMA, load_weights
+    from licag3d.models.generator import INSIDE_MU
+    from licag3d.train.checkpoints import load_into, load_weights, save_weights
+    from licag3d.train.generator_prior import fit_prior
 
     folder = Path(folder)
     tensors, facts = load_weights(folder / "checkpoint.safetensors")
-    start = "average.generator."
-    tensors = {key[len(start) :]: value for key, value in tensors.items() if key.startswith(start)}
+    start = "average."
+    load_into(model, {key[len(start) :]: value for key, value in tensors.items() if key.startswith(start)}, "average")
+    model.eval().cpu()
+    if model.generator.config.own_codes:
+        fit_prior(model.generator, model.encoder, data, checks.maker.shift_mm)
+    scores = {key: round(float(value), 6) for key, value in checks(model).items()}
     run = json.loads((folder / "config.json").read_text("utf-8"))
-    card = {**run["config"], "steps": facts["step"], "seed": run["settings"]["seed"]}
-    card |= {"lumen_mu_per_mm": _inside_mu()}
+    card = {**run["config"], "steps": facts["step"], "seed": run["settings"]["seed"], "scores": scores}
     file = folder / "generator.safetensors"
-    write_bytes(file, save(tensors, metadata={"schema": SCHEMA, "facts": json.dumps(card)}))
+    save_weights(file, model.generator, {**card, "lumen_mu_per_mm": INSIDE_MU})
     return file
 
 
@@ -244,9 +263,3 @@ def export(run_folder, name: str, folder=None, extra: dict | None = None) -> dic
             curve.append({"step": entry["step"], **entry["validation"]})
     settings = json.loads((run_folder / "config.json").read_text("utf-8"))["settings"]
     return save(name, tensors, {**card, "settings": settings, "curve": curve, **(extra or {})}, folder)
-
-
-def _inside_mu() -> float:
-    from licag3d.models.generator import INSIDE_MU
-
-    return INSIDE_MU

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,8 @@ from licag3d.vessels.distance import tree_cones
 #: Held-out trees whose fields are made; vectors are checked on all.
 FIELDS = 4
 SAMPLES = 128
+#: Edge of a picture on the sheet, px, and pictures in a row.
+SHEET_PX, SHEET_COLUMNS = 192, 6
 
 
 class Checks:
@@ -39,7 +42,10 @@ class Checks:
         self.pool = pool_of(Path(pool_folder) / name, trees, splits.VALIDATION, disease)
         self.data: VectorSet | None = None
 
+    @torch.no_grad()
     def __call__(self, model: Trainee) -> dict[str, float]:
+        # On the CPU whatever trains: these are few trees, and the points are made there.
+        average, model = model, copy.deepcopy(model).cpu()
         g = model.generator
         if self.data is None:
             self.data = VectorSet(self.pool, g.structure.tables)
@@ -47,13 +53,13 @@ class Checks:
         for index, artery in enumerate(ARTERIES):
             part = self._all(artery)
             z, _, _, delta = model.encode(artery, part, sample=False)
-            styles = g.spread(g.map(z, part["label"]))[:, : g.config.structure]
+            styles = g.spread(g.map_code(z, part["label"]))[:, : g.config.structure]
             written = {"w": g.structure.vectors(styles, artery), "plus": g.structure.vectors(styles + delta, artery)}
             written["drawn"] = as_logits(g.structure.tables[artery], part["vector"])
             for key in ("w", "plus"):
                 numbers[f"{artery}_{key}_mm"] = course_error_mm(g.structure, artery, written[key], part["vector"])
             for k in range(FIELDS // 2):
-                w_plus = g.spread(g.map(z[k : k + 1], part["label"][k : k + 1])).clone()
+                w_plus = g.spread(g.map_code(z[k : k + 1], part["label"][k : k + 1])).clone()
                 for key, vectors in written.items():
                     planes = g.planes(w_plus, vectors=[(artery, torch.zeros(1, dtype=torch.long), vectors[k : k + 1])])
                     dice[key].append(self._dice(g, planes, g.lumen_mu_per_mm(w_plus), int(part["number"][k])))
@@ -63,6 +69,7 @@ class Checks:
             random = torch.Generator().manual_seed(7)
             codes = g.map(torch.randn(1024, g.config.z_dim, generator=random), label)
             g.w_average[index] = codes.mean(0)
+            average.generator.w_average[index] = g.w_average[index].to(average.generator.w_average.device)
             numbers |= self._samples(g, artery, codes[:SAMPLES], part["vector"])
         numbers |= {f"dice_{key}": float(np.mean(values)) for key, values in dice.items()}
         numbers["score"] = numbers["dice_plus"] - 0.05 * (numbers["rca_odd"] + numbers["lca_odd"])
@@ -108,10 +115,12 @@ class Checks:
         return {f"{artery}_odd": float(np.mean(off + wide)), f"{artery}_branches": float(ours[:, 0].mean()),
                 f"{artery}_bend": float(ours[:, 4].mean())}  # fmt: skip
 
-    def _sheet(self, g, size: int = 192, columns: int = 6) -> None:
+    def _sheet(self, g) -> None:
         """Samples of both arteries (rows 1 and 3) and patients (rows 2 and 4), line integrals from the front."""
         import imageio.v3 as imageio
 
+        size = SHEET_PX
+        columns = min(SHEET_COLUMNS, *(len(self.data.number[artery]) for artery in ARTERIES))
         spacing = g.config.box_size_mm * 1.35 / size
         camera = Camera(
             0, 0, sid_mm=1012.5, sod_mm=750, spacing_row_mm=spacing, spacing_col_mm=spacing, rows=size, cols=size

@@ -128,7 +128,7 @@ def _vector_part(model: Trainee, batch: dict, numbers: dict):
     for artery in ARTERIES:
         part = part_of(batch, artery)
         z, mean, log_variance, delta = model.encode(artery, part, sample=True)
-        w = g.map(z, part["label"], pose=_pose(part, s.pose_swap) if g.config.pose_dim else None)
+        w = g.map_code(z, part["label"], pose=_pose(part, s.pose_swap) if g.config.pose_dim else None)
         styles = g.spread(w)[:, : g.config.structure]
         known = (part["vector"], part["known"])
         by_z, in_z = vector_loss(g.structure, artery, g.structure.vectors(styles, artery), *known)
@@ -247,7 +247,9 @@ def _image_part(model: Trainee, batch: dict, step: int, numbers: dict) -> torch.
     seen_real = seen_real.detach().requires_grad_(lazy)
     frozen = {key: value.detach() for key, value in d.named_parameters()}
     # The penalty needs a second derivative, which half precision would spoil.
-    with torch.autocast(real.device.type, dtype=torch.bfloat16, enabled=not lazy and torch.is_autocast_enabled("cpu")):
+    with torch.autocast(
+        real.device.type, dtype=torch.bfloat16, enabled=not lazy and torch.is_autocast_enabled(real.device.type)
+    ):
         on_real, on_fake = d(seen_real, real_camera, label), d(seen_fake.detach(), fake_camera, label)
         for_g = adversarial.generator_loss(functional_call(d, frozen, (seen_fake, fake_camera, label)))
     loss = adversarial.discriminator_loss(on_real, on_fake)

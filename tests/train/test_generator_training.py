@@ -27,10 +27,13 @@ SMALL = ["--trees", str(TREES), "--batch", "4", "--plane-resolution", "64", "--w
 
 @pytest.fixture(scope="module", autouse=True)
 def few_checks():
-    before = generator_check.SAMPLES, generator_check.FIELDS
-    generator_check.SAMPLES, generator_check.FIELDS = 4, 2
+    small = {"SAMPLES": 4, "FIELDS": 2, "SHEET_PX": 32}
+    before = {name: getattr(generator_check, name) for name in small}
+    for name, value in small.items():
+        setattr(generator_check, name, value)
     yield
-    generator_check.SAMPLES, generator_check.FIELDS = before
+    for name, value in before.items():
+        setattr(generator_check, name, value)
 
 
 @pytest.fixture(scope="module")
@@ -122,9 +125,7 @@ def test_all_parts_of_the_loss_reach_their_networks(pool):
 
 
 def test_batches_depend_on_their_number_alone(pool):
-    tables = {
-        artery: table_of(artery) for artery in ("rca", "lca")
-    }
+    tables = {artery: table_of(artery) for artery in ("rca", "lca")}
     maker = BatchMaker(pool, VectorSet(pool, tables), 3, 120.0, vectors=2, images=1, size=32, near=64, far=32, line=32)
     a, b, c = maker(5), maker(5), maker(6)
     for key, value in a.items():
@@ -198,3 +199,29 @@ def test_images_without_cameras_are_refused_and_sizes_may_differ(tmp_path):
     image, views = found.draw(np.random.default_rng(1), "rca", 16)
     assert image.shape == (1, 16, 16) and (views.rows, views.cols) == (16, 16)
     assert image.max() > 0
+
+
+def test_what_is_unknown_of_a_patient_is_drawn_and_what_is_known_is_kept(pool):
+    from licag3d.models.branch_stage import BranchStage
+    from licag3d.train.generator_prior import completed
+    from licag3d.train.generator_vectors import PRESENCE, encoder_input, set_statistics
+
+    stage = BranchStage(16, groups=2, hidden=8, resolution=64, box_size_mm=120.0)
+    data = VectorSet(pool, stage.tables)
+    set_statistics(stage, data, 0.0)
+    for artery in ("rca", "lca"):
+        x = completed(stage, data, artery, 0.0)
+        table, known = stage.tables[artery], data.known[artery].clone()
+        places = list(table.offsets[:-1])
+        right = encoder_input(stage, artery, data.vector[artery], known)
+        known[:, places] = False
+        torch.testing.assert_close(x[known], right[known])
+        missing = ~known
+        missing[:, places] = False
+        assert torch.isfinite(x).all() and (not missing.any() or x[missing].std() > 0.05)
+        limit = -getattr(stage, f"{artery}_mean")[places] / PRESENCE
+        there = data.vector[artery][:, places] > 0.5
+        for k, slot in enumerate(table.slots):
+            asked = torch.ones(len(x), dtype=torch.bool) if slot.parent < 0 else there[:, slot.parent]
+            assert ((x[:, places[k]] >= limit[k] - 1e-5) == there[:, k])[asked & there[:, k]].all()
+            assert (x[:, places[k]] <= limit[k] + 1e-5)[asked & ~there[:, k]].all()
