@@ -36,7 +36,6 @@ class Randomisation:
         fade: contrast fills a part of the tree only. distractors: at least one of the bank is added.
         shutter: collimator edges cross the sample. text: burnt-in writing.
         bench: a drawn bench phantom instead of a patient. gaps: contrast is thin over short pieces of vessels.
-        ripple: a part of the frame is bent into waves, for winding vessels, of which the phantom has few.
         twig: weight of twigs that show (line integral above :data:`TWIG_SHOWS`); they and fainter ones, of weight 1,
             count as background. At weight 0 whatever might hang on a vessel is drawn, for twigs surround it closely.
     """
@@ -49,10 +48,9 @@ class Randomisation:
     distractors: float = 0.45
     shutter: float = 0.35
     text: float = 0.08
-    bench: float = 0.1
+    bench: float = 0.08
     gaps: float = 0.25
-    ripple: float = 0.25
-    twig: float = 0.35
+    twig: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -159,8 +157,6 @@ class SampleStream:
         flip = -1.0 if rng.random() < 0.5 else 1.0
         at = torch.arange(s, dtype=torch.float32) - (s - 1) / 2
         v, u = torch.meshgrid(at, at * flip, indexing="ij")
-        if rng.random() < self.settings.ripple:
-            u, v = _rippled(rng, u, v)
         x = centre[0] + zoom * (math.cos(turn) * u - math.sin(turn) * v)
         y = centre[1] + zoom * (math.sin(turn) * u + math.cos(turn) * v)
         outside = (x < 0) | (x > cols - 1) | (y < 0) | (y > rows - 1)
@@ -251,18 +247,6 @@ def _filling(rng: np.random.Generator, size: int) -> torch.Tensor:
     coarse = torch.from_numpy(rng.standard_normal((1, 1, 4, 4)).astype(np.float32))
     field = F.interpolate(coarse, size=(size, size), mode="bicubic", align_corners=False)[0]
     return torch.sigmoid(float(rng.uniform(3, 12)) * (field + float(rng.uniform(-0.3, 1.2))))
-
-
-def _rippled(rng: np.random.Generator, u: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Coordinates moved sideways in waves, strongest round a random place."""
-    length, turn = float(rng.uniform(18, 60)), float(rng.uniform(0, np.pi))
-    height = float(rng.uniform(0.3, 1.0)) * length / (2 * math.pi)
-    along = math.cos(turn) * u + math.sin(turn) * v
-    size = u.shape[-1]
-    at, reach = rng.uniform(-0.3, 0.3, 2) * size, float(rng.uniform(0.12, 0.35)) * size
-    near = torch.exp(-0.5 * ((u - float(at[0])) ** 2 + (v - float(at[1])) ** 2) / reach**2)
-    move = height * near * torch.sin(2 * math.pi * along / length + float(rng.uniform(0, 2 * np.pi)))
-    return u - math.sin(turn) * move, v + math.cos(turn) * move
 
 
 def _gaps(rng: np.random.Generator, vessel: torch.Tensor) -> torch.Tensor:

@@ -189,7 +189,7 @@ def segmentor_loss(model, batch: dict, step: int):
         beyond = (p * (1 - F.max_pool2d(truth, 5, 1, 2)) * known).mean()
         other = F.binary_cross_entropy_with_logits(device, batch["device"], known.expand_as(device).contiguous())
         overlap = soft_dice_loss(device.sigmoid(), batch["device"], known.expand_as(device))
-        total = 2 * entropy + dice + 0.5 * line + 0.5 * reached + 0.3 * integral + beyond + other + 0.25 * overlap
+        total = 2 * entropy + dice + 0.5 * line + 0.4 * reached + 0.3 * integral + beyond + other + 0.25 * overlap
         parts = {
             "entropy": entropy,
             "dice": dice,
