@@ -43,6 +43,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     made.add_argument("--weights", default="synthesis", help="of the network: embedded name or .safetensors")
     made.add_argument("--draw", choices=("likely", "guess"), default="likely", help="as in licag3d.synthesize")
+    made.add_argument("--direct-only", action="store_true", help="leave out what the classical evidence sees (slow)")
     made.add_argument("--name", default="mask-first", help="what the network is called in the results")
     made.add_argument("--picture", metavar="FILE", help="write a sheet of the first frames (PNG)")
     add_debug_flag(made)
@@ -114,7 +115,7 @@ def measure(pool, method: str, given) -> list[dict]:
                 if pair.moving:
                     at = pair.angiogram
                     row["direct_at_angiogram"] = vessel_scores(drawn, at.mask, mm, ignore=at.faint)
-            if made is not None:
+            if made is not None and not given.direct_only:
                 found = independent_mask(made, mm, valid)
                 row["seen"] = vessel_scores(found, frame.mask, mm, ignore=frame.faint)
                 row["change_outside"] = change_outside(made, image, frame.mask | frame.faint)

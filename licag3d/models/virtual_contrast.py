@@ -15,8 +15,9 @@ from licag3d.structures import View
 WARNING = "Synthetic contrast: the vessels were predicted, not seen. Not for diagnosis."
 #: Share of the X-ray field that is black or white: warned of above the first, refused above the second.
 CLIPPED, LOST = 0.08, 0.5
-#: Centreline that the angiogram segmentor finds, mm: from this on a frame is taken to hold contrast already.
-CONTRAST_MM = 150.0
+#: From this much contrast (:func:`contrast_seen`) a frame is taken to hold it already. On 20 validation phantoms it
+#: was 36 mm at most with a fifth of the contrast left and 52 mm at least with all of it, one barely filled tree aside.
+CONTRAST_MM = 42.0
 #: Promised Dice below which the drawn vessels are called a guess.
 GUESS = 0.5
 
@@ -117,8 +118,8 @@ def frame_warnings(view: View) -> tuple[str, ...]:
             f"{view.file}: {100 * clipped:.0f} % of the frame is black or white; what lies there is lost: export it "
             "with a wider window."
         )
-    length_mm = contrast_length_mm(view)
-    if length_mm >= CONTRAST_MM:
+    length_mm, amount_mm = contrast_seen(view)
+    if amount_mm >= CONTRAST_MM:
         found.append(
             f"{view.file}: the frame seems to hold contrast already ({length_mm:.0f} mm of vessels are seen): its "
             "vessels are darkened again; give a frame from before the injection."
@@ -128,8 +129,10 @@ def frame_warnings(view: View) -> tuple[str, ...]:
     return tuple(found)
 
 
-def contrast_length_mm(view: View) -> float:
-    """Length of the vessels that the angiogram segmentor is sure of in a frame, mm at the isocentre."""
+def contrast_seen(view: View) -> tuple[float, float]:
+    """Length of the vessels that the angiogram segmentor is sure of, catheters and wires left out, mm at the isocentre;
+    and that length times their line integral (75th percentile), mm: faint vessels count little.
+    """
     from skimage.morphology import skeletonize
 
     from licag3d.metrics.synthesis import line_length_px
@@ -138,8 +141,11 @@ def contrast_length_mm(view: View) -> float:
 
     mm = view.camera.mm_per_pixel
     found = predict(load_segmentor(), view.image, view.valid, mm)
-    mask = vessel_mask(found.vessel * view.valid, mm, LearnedRules())
-    return line_length_px(skeletonize(mask)) * mm
+    line = skeletonize(vessel_mask(found.vessel * view.valid, mm, LearnedRules())) & (found.device < 0.2)
+    if not line.any():
+        return 0.0, 0.0
+    length_mm = line_length_px(line) * mm
+    return length_mm, length_mm * float(np.percentile(found.line_integral[line], 75))
 
 
 def emptiest_frame(view: View) -> int | None:

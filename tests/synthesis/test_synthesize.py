@@ -16,7 +16,7 @@ from licag3d.io.write_dicom_xa import write_xa
 from licag3d.metrics.synthesis import view_of
 from licag3d.models import virtual_contrast
 from licag3d.models.casgan import CasGan, CasganConfig
-from licag3d.models.virtual_contrast import contrast_length_mm, emptiest_frame, frame_warnings
+from licag3d.models.virtual_contrast import contrast_seen, emptiest_frame, frame_warnings
 from licag3d.synthesize import main
 from licag3d.train.checkpoints import save_weights
 
@@ -143,7 +143,7 @@ def test_contrast_that_is_there_already_is_seen(monkeypatch):
         return replace(view_of(unit, mm, valid_area(unit)), file="frame.png")
 
     with_contrast, without = view(render_moment(moment).image), view(contrast_free_image(moment, 0.1))
-    assert contrast_length_mm(with_contrast) > virtual_contrast.CONTRAST_MM > contrast_length_mm(without) + 50
+    assert contrast_seen(with_contrast)[1] > virtual_contrast.CONTRAST_MM > contrast_seen(without)[1] + 10
     assert any("hold contrast already" in text for text in frame_warnings(with_contrast))
     assert not any("hold contrast already" in text for text in frame_warnings(without))
 
