@@ -48,7 +48,7 @@ class GeneratorConfig:
         background_resolution, background_channels: of that.
     """
 
-    z_dim: int = 128
+    z_dim: int = 256
     w_dim: int = 256
     mapping_hidden: int = 256
     mapping_layers: int = 2
@@ -152,11 +152,12 @@ class Generator(nn.Module):
     """See the text of the module. Sizes: B codes, L = ``layers`` styles each.
 
     Example:
-        >>> g = Generator(GeneratorConfig(plane_resolution=32, plane_channels=8, hidden=16, widths=(16, 16)))
-        >>> w = g.map(torch.randn(2, 128), labels_of(["rca", "lca"]))
-        >>> planes = g.planes(g.spread(w))
+        >>> g = Generator(GeneratorConfig(plane_resolution=32, widths=(16, 16)))
+        >>> label = labels_of(["rca", "lca"])
+        >>> w = g.map(torch.randn(2, 256), label)
+        >>> planes = g.planes(g.spread(w), label)
         >>> tuple(w.shape), tuple(planes.shape)
-        ((2, 256), (2, 3, 8, 32, 32))
+        ((2, 256), (2, 3, 32, 32, 32))
     """
 
     def __init__(self, config: GeneratorConfig):
@@ -190,7 +191,7 @@ class Generator(nn.Module):
             self.contrast = ScaledLinear(c.w_dim, 1, gain=0.05, bias=1.0)
         self.drawn = drawn
         self.synthesis = SynthesisNetwork(
-            c.w_dim, c.widths, 3 * c.plane_channels, context=3 * drawn, out_gain=0.02 if drawn else 1.0
+            c.w_dim, c.widths, 3 * c.plane_channels, context=3 * drawn, out_gain=0.0 if drawn else 1.0
         )
         self.field = Decoder(c.plane_channels, c.hidden, c.mu_scale, c.start_mu, drawn=drawn)
         # One row per artery: the middle between a right and a left tree is no tree.

@@ -121,7 +121,24 @@ def test_all_parts_of_the_loss_reach_their_networks(pool):
     for name, parameter in model.named_parameters():
         if not name.startswith("generator.background_field.weight_1"):
             assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
-    assert float(numbers["image_mean_real"]) > 0
+
+
+def test_the_mean_projection_is_that_of_the_data_before_the_first_step(pool):
+    from licag3d.geometry import Cameras
+    from licag3d.models.generator import Generator, GeneratorConfig
+    from licag3d.train.generator_batch import any_cameras, path_mm
+
+    torch.manual_seed(0)
+    generator = Generator(GeneratorConfig(box_size_mm=120.0))
+    vectors = VectorSet(pool, generator.structure.tables)
+    view = Cameras.stack(any_cameras(np.random.default_rng(0), "lca", 1, 48))
+    k = int(vectors.number["lca"][0])
+    truth = as_logits(generator.structure.tables["lca"], vectors.vector["lca"][:1])
+    with torch.no_grad():
+        w_plus = generator.spread(torch.zeros(1, 256))
+        planes = generator.planes(w_plus, vectors=[("lca", torch.zeros(1, dtype=torch.long), truth)])
+        found = generator.project(planes, view, samples=256).mean()
+    assert 0.7 < float(found / (path_mm(pool.tree(k), view).mean() * INSIDE_MU)) < 1.4
 
 
 def test_batches_depend_on_their_number_alone(pool):
