@@ -1,51 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
-// Threads and entry points of the tri-plane operators on the CPU.
+// Entry points of the tri-plane operators on the CPU: rows are listed, decoded in blocks, and summed along their rays.
 //
-// The backward pass recomputes the forward one, chunk by chunk, in two phases. First every tile of 16 rays is decoded
-// and leaves the gradients of its samples' features in a record. Then the threads share out slices of the plane
-// gradient, 16 channels of one plane each, and every slice adds the records in the order of the tiles. So no two
-// threads write to one place, no thread needs a gradient of its own, and neither threads nor chunks change a single bit
-// of the result. Memory: O(rays), two channel-padded copies of the planes, and the records of one chunk (kRecordBytes
-// at most, unless a single tile needs more).
+// Nothing depends on the number of threads: lists, blocks and sums are cut at fixed places. Memory: O(rays), one copy
+// of the planes in the form that rows gather from and one of their gradient, the list of kListed rows, and the records
+// of a few blocks.
 #include "core/triplane.h"
 
-#include <algorithm>
-#include <atomic>
 #include <cmath>
-#include <cstdlib>
 #include <cstring>
-#include <memory>
-#include <new>
-#include <thread>
-#include <vector>
 
 #include "core/rays.h"
 #include "cpu/error.h"
-#include "cpu/threads.h"
-#include "cpu/triplane_tasks.h"
+#include "cpu/triplane_gradient.h"
 
 namespace licag3d {
 namespace {
 
-constexpr int64_t kRecordBytes = 64 << 20;
-constexpr int64_t kMaxChannels = 512, kMaxHidden = 4096;
-
-// 64-byte aligned floats; std::bad_alloc is turned into an error code by guarded().
-class Floats {
- public:
-  explicit Floats(int64_t count) {
-    const size_t bytes = (static_cast<size_t>(std::max<int64_t>(count, 1)) * sizeof(float) + 63) / 64 * 64;
-    memory_.reset(static_cast<float *>(std::aligned_alloc(64, bytes)));
-    if (!memory_) throw std::bad_alloc();
-  }
-  float *get() const { return memory_.get(); }
-
- private:
-  struct Free {
-    void operator()(float *p) const { std::free(p); }
-  };
-  std::unique_ptr<float, Free> memory_;
-};
+constexpr int64_t kMaxChannels = kTriplaneMaxChannels, kMaxHidden = 4096, kMaxCells = 1024, kMaxSamples = 4096;
+constexpr int64_t kListed = 1 << 18;        // rows in a list where every row counts
+constexpr int64_t kListedSparse = 1 << 22;  // rows before empty cells are left out
+constexpr int64_t kPointUnit = 1024;
 
 template <class Body>
 int32_t guarded(Body &&body) {
@@ -56,93 +30,17 @@ int32_t guarded(Body &&body) {
   }
 }
 
-int thread_count(const licag3d_run &run) {
-  return run.threads > 0 ? run.threads : static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+bool sizes_fit(const licag3d_triplane &field, const licag3d_triplane_options &options, int32_t samples) {
+  const int64_t cp = (field.channels + 15) / 16 * 16, r = field.resolution;
+  return field.batch >= 0 && field.channels >= 1 && field.channels <= kMaxChannels && field.hidden >= 1 &&
+         field.hidden <= kMaxHidden && r >= 1 && field.box_size_mm > 0 && r * r * cp < (1LL << 31) && samples >= 1 &&
+         samples <= kMaxSamples && (options.occupancy == nullptr || (options.cells >= 1 && options.cells <= kMaxCells)) &&
+         (options.texel_stride == 0 ||
+          (options.texel_stride >= field.channels && field.channels % 16 == 0 && !field.planes_are_half));
 }
-
-int32_t check(const licag3d_triplane &field) {
-  const int64_t cp = (field.channels + 15) / 16 * 16;
-  if (field.batch < 0 || field.channels < 1 || field.channels > kMaxChannels || field.hidden < 1 ||
-      field.hidden > kMaxHidden || field.resolution < 1 || !(field.box_size_mm > 0) ||
-      static_cast<int64_t>(field.resolution) * field.resolution * cp >= (1LL << 31))
-    return fail(LICAG3D_BAD_ARGUMENT, "tri-plane sizes are out of range");
-  return LICAG3D_OK;
-}
-
-// Scratch of every thread that may run a tile, handed out by an atomic ticket: a tile must not allocate, it cannot
-// throw.
-class ScratchPool {
- public:
-  ScratchPool(int threads, int64_t floats)
-      : floats_((floats + 15) / 16 * 16), memory_(threads * floats_), busy_(threads) {
-    for (auto &flag : busy_) flag.store(false);
-  }
-  int take() {
-    for (;;)
-      for (size_t i = 0; i < busy_.size(); ++i)
-        if (!busy_[i].exchange(true, std::memory_order_acquire)) return static_cast<int>(i);
-  }
-  void give(int i) { busy_[i].store(false, std::memory_order_release); }
-  float *at(int i) const { return memory_.get() + i * floats_; }
-
- private:
-  int64_t floats_;
-  Floats memory_;
-  std::vector<std::atomic<bool>> busy_;
-};
-
-// Padded weights, and channel-last planes of one item of the batch at a time.
-class Field {
- public:
-  Field(const licag3d_run &run, const licag3d_triplane &field)
-      : run_(run),
-        field_(field),
-        cp_((field.channels + 15) / 16 * 16),
-        hp_((field.hidden + 15) / 16 * 16),
-        texels_(3 * texel_count() * cp_),
-        weights_(2LL * cp_ * hp_ + 2 * hp_) {
-    float *weight_1 = weights_.get(), *weight_1t = weight_1 + cp_ * hp_, *bias_1 = weight_1t + cp_ * hp_,
-          *weight_2 = bias_1 + hp_;
-    std::fill(weight_1, weight_2 + hp_, 0.0f);
-    for (int j = 0; j < field.hidden; ++j) {
-      for (int c = 0; c < field.channels; ++c)
-        weight_1[j * cp_ + c] = weight_1t[c * hp_ + j] = field.weight_1[j * field.channels + c];
-      bias_1[j] = field.bias_1[j];
-      weight_2[j] = field.weight_2[j];
-    }
-    item_ = {&field_,         texels_.get(),  weight_1, weight_1t,    bias_1, weight_2,
-             field.bias_2[0], field.channels, cp_,      field.hidden, hp_,    field.resolution};
-  }
-
-  const TriplaneItem &select(int64_t batch) {
-    const int64_t texels = texel_count();
-    const int64_t bytes = field_.planes_are_half ? 2 : 4;
-    const auto repack = LICAG3D_SELECT_ISA(triplane_repack);
-    const int64_t grain = 1024, blocks = (texels + grain - 1) / grain;
-    parallel_for(3 * blocks, 4, run_.threads, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        const int64_t plane = i / blocks, first = i % blocks * grain;
-        const char *source =
-            static_cast<const char *>(field_.planes) + (3 * batch + plane) * field_.channels * texels * bytes;
-        repack(field_, source, cp_, texels_.get() + plane * texels * cp_, first, std::min(first + grain, texels));
-      }
-    });
-    return item_;
-  }
-
-  int64_t texel_count() const { return static_cast<int64_t>(field_.resolution) * field_.resolution; }
-  const TriplaneItem &item() const { return item_; }
-
- private:
-  const licag3d_run &run_;
-  const licag3d_triplane &field_;
-  int cp_, hp_;
-  Floats texels_, weights_;
-  TriplaneItem item_;
-};
 
 // Rays [first, first + count) that meet the box, in squares of 4 x 4 pixels where the image is known: neighbours in a
-// tile read the same texels. values, where given, is set for the others: 0, or NaN for a ray that is not finite.
+// tile read the same texels. values, where given, is set to 0, or NaN for a ray that is not finite.
 std::vector<int64_t> rays_that_hit(const licag3d_run &run, const licag3d_triplane &field, const licag3d_rays &rays,
                                    int64_t first, int64_t count, float *values) {
   const plain::TriplaneBox box = plain::make_box(field.box_center_mm, field.box_size_mm, field.resolution);
@@ -151,7 +49,7 @@ std::vector<int64_t> rays_that_hit(const licag3d_run &run, const licag3d_triplan
     for (int64_t i = begin; i < end; ++i) {
       const plain::RayMm ray = plain::load_ray(rays, first + i);
       hit[i] = plain::clip_ray(box, ray.origin, ray.direction).hit;
-      if (values != nullptr && !hit[i]) values[i] = plain::is_finite(ray) ? 0.0f : NAN;
+      if (values != nullptr) values[i] = hit[i] || plain::is_finite(ray) ? 0.0f : NAN;
     }
   });
   std::vector<int64_t> order;
@@ -166,116 +64,121 @@ std::vector<int64_t> rays_that_hit(const licag3d_run &run, const licag3d_triplan
   return order;
 }
 
-template <class Tile>
-void for_tiles(const licag3d_run &run, ScratchPool &pool, int64_t begin, int64_t end, Tile &&tile) {
-  parallel_for(end - begin, 1, run.threads, [&](int64_t from, int64_t to) {
+// Rows of one list, unit by unit (a unit is a tile of rays, or so many points).
+class RowList {
+ public:
+  // list(unit, rows) writes the rows of a unit, at most `most`, and returns their number.
+  template <class List>
+  void fill(const licag3d_run &run, int64_t units, int64_t most, List &&list) {
+    if (static_cast<int64_t>(capacity_) < units * most) {
+      rows_.reset(new uint32_t[units * most]);  // not set: only what is listed is touched
+      capacity_ = units * most;
+    }
+    begin_.assign(units + 1, 0);
+    parallel_for(units, 8, run.threads, [&](int64_t from, int64_t to) {
+      for (int64_t unit = from; unit < to; ++unit) begin_[unit + 1] = list(unit, rows_.get() + unit * most);
+    });
+    for (int64_t unit = 0; unit < units; ++unit) {
+      const int64_t count = begin_[unit + 1];
+      if (begin_[unit] != unit * most)
+        std::memmove(rows_.get() + begin_[unit], rows_.get() + unit * most, count * sizeof(uint32_t));
+      begin_[unit + 1] = begin_[unit] + count;
+    }
+    if (static_cast<int64_t>(field_.size()) < begin_.back()) field_.resize(begin_.back());
+  }
+
+  // With slopes also room for them.
+  TriplaneRows rows(bool slopes) {
+    TriplaneRows rows = {};
+    rows.row = rows_.get();
+    rows.count = begin_.back();
+    rows.field = field_.data();
+    if (slopes) {
+      if (static_cast<int64_t>(slope_.size()) < 3 * rows.count) slope_.resize(3 * rows.count);
+      rows.slope = slope_.data();
+      rows.slope_stride = rows.count;
+    }
+    return rows;
+  }
+  int64_t begin(int64_t unit) const { return begin_[unit]; }
+
+ private:
+  int64_t capacity_ = 0;
+  std::unique_ptr<uint32_t[]> rows_;
+  std::vector<int64_t> begin_;
+  std::vector<float> field_, slope_;
+};
+
+int64_t blocks_of(int64_t rows) { return (rows + kTriplaneBlock - 1) / kTriplaneBlock; }
+
+void decode(const licag3d_run &run, const TriplaneItem &item, ScratchPool &pool, const TriplaneRows &rows) {
+  const auto block_task = LICAG3D_SELECT_ISA(triplane_decode);
+  parallel_for(blocks_of(rows.count), 1, run.threads, [&](int64_t from, int64_t to) {
     const int slot = pool.take();
-    for (int64_t i = from; i < to; ++i) tile(begin + i, pool.at(slot));
+    for (int64_t block = from; block < to; ++block)
+      block_task(item, rows, block * kTriplaneBlock, std::min((block + 1) * kTriplaneBlock, rows.count), pool.at(slot));
     pool.give(slot);
   });
 }
 
-// The two phases of the backward pass over all tiles of one item.
-class Accumulator {
- public:
-  Accumulator(const licag3d_run &run, const licag3d_triplane &field, const licag3d_triplane_gradients &gradients,
-              const TriplaneItem &item, int64_t tile_samples, int64_t tiles)
-      : run_(run),
-        field_(field),
-        gradients_(gradients),
-        cp_(item.cp),
-        hp_(item.hp),
-        samples_(tile_samples),
-        weights_size_(gradients.weight_1 ? cp_ * hp_ + 2LL * hp_ + 16 : 0),
-        sample_size_(gradients.planes ? 6 + cp_ : 0),
-        tile_size_((samples_ * sample_size_ + weights_size_ + 15) / 16 * 16),
-        tiles_(std::max<int64_t>(1, std::min({tiles, int64_t{8} * thread_count(run),
-                                              kRecordBytes / std::max<int64_t>(tile_size_ * 4, 1)}))),
-        records_(tiles_ * tile_size_),
-        slices_(gradients.planes ? 3 * texel_count() * cp_ : 0),
-        sums_(weights_size_) {}
-
-  int64_t chunk() const { return tiles_; }
-
-  TriplaneRecord record(int64_t tile) const {
-    float *at = records_.get() + tile % tiles_ * tile_size_;
-    TriplaneRecord record = {};
-    record.samples = samples_;
-    record.want_planes = gradients_.planes != nullptr;
-    record.want_weights = gradients_.weight_1 != nullptr;
-    if (record.want_planes) {
-      record.features = at;  // first: rows of 16 floats stay aligned
-      record.fraction = at + samples_ * cp_;
-      record.texel = reinterpret_cast<int32_t *>(record.fraction + 3 * samples_);
-    }
-    record.weights = at + samples_ * sample_size_;
-    return record;
-  }
-
-  void begin_item() {
-    const int64_t size = gradients_.planes ? 3 * texel_count() * cp_ : 0;
-    parallel_for(size, 1 << 18, run_.threads,
-                 [&](int64_t begin, int64_t end) { std::fill(slices_.get() + begin, slices_.get() + end, 0.0f); });
-  }
-
-  // Second phase for tiles [begin, end), at most chunk() of them.
-  void add(int64_t begin, int64_t end) {
-    const auto scatter = LICAG3D_SELECT_ISA(triplane_scatter);
-    const int64_t slices = gradients_.planes ? 3 * (cp_ / 16) : 0;
-    parallel_for(slices + (weights_size_ > 0 ? 1 : 0), 1, run_.threads, [&](int64_t from, int64_t to) {
-      for (int64_t unit = from; unit < to; ++unit)
-        for (int64_t tile = begin; tile < end; ++tile) {
-          const TriplaneRecord part = record(tile);
-          if (unit < slices)
-            scatter(part, field_.resolution, static_cast<int>(unit / (cp_ / 16)), static_cast<int>(unit % (cp_ / 16)),
-                    slices_.get() + unit * texel_count() * 16);
-          else
-            for (int64_t i = 0; i < weights_size_; ++i) sums_[i] += part.weights[i];
-        }
+void decode_backward(const licag3d_run &run, const TriplaneItem &item, ScratchPool &pool, const TriplaneRows &rows,
+                     Accumulator &sum) {
+  const auto block_task = LICAG3D_SELECT_ISA(triplane_decode_backward);
+  const int64_t blocks = blocks_of(rows.count);
+  for (int64_t begin = 0; begin < blocks; begin += sum.chunk()) {
+    const int64_t end = std::min(begin + sum.chunk(), blocks);
+    parallel_for(end - begin, 1, run.threads, [&](int64_t from, int64_t to) {
+      const int slot = pool.take();
+      for (int64_t block = begin + from; block < begin + to; ++block)
+        block_task(item, rows, block * kTriplaneBlock, std::min((block + 1) * kTriplaneBlock, rows.count),
+                   pool.at(slot), sum.record(block));
+      pool.give(slot);
     });
+    sum.add(begin, end);
   }
+}
 
-  // Gradient of the planes of one item, back in the order (3, C, R, R).
-  void end_item(int64_t batch) const {
-    if (gradients_.planes == nullptr) return;
-    const int64_t texels = texel_count(), grain = 1024, blocks = (texels + grain - 1) / grain;
-    parallel_for(3 * blocks, 1, run_.threads, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        const int64_t plane = i / blocks, first = i % blocks * grain, last = std::min(first + grain, texels);
-        float *out = gradients_.planes + (3 * batch + plane) * field_.channels * texels;
-        for (int64_t block = first; block < last; block += 64)  // small enough for the first cache
-          for (int c = 0; c < field_.channels; ++c) {
-            const float *slice = slices_.get() + (plane * (cp_ / 16) + c / 16) * texels * 16 + c % 16;
-            for (int64_t t = block; t < std::min(block + 64, last); ++t) out[c * texels + t] = slice[t * 16];
-          }
-      }
+// body(first, count, tiles, rows) for lists of the rays of a task; rows has no slopes yet.
+template <class Body>
+void for_ray_lists(const licag3d_run &run, const Field &planes, const TriplaneItem &item, const TriplaneRayTask &task,
+                   int64_t hits, RowList &list, bool slopes, Body &&body) {
+  const auto list_task = LICAG3D_SELECT_ISA(triplane_list_rays);
+  const TriplaneCells cells = planes.cells();
+  const int64_t listed = cells.distance != nullptr ? kListedSparse : kListed;
+  const int64_t most = std::min<int64_t>(listed / task.samples / kTriplaneLanes, 1 << 16);
+  const int64_t step = std::max<int64_t>(most, 1) * kTriplaneLanes;
+  std::vector<TriplaneRay> rays(std::min(step, hits));
+  for (int64_t first = 0; first < hits; first += step) {
+    const int64_t count = std::min(step, hits - first), tiles = (count + kTriplaneLanes - 1) / kTriplaneLanes;
+    list.fill(run, tiles, int64_t{kTriplaneLanes} * task.samples, [&](int64_t tile, uint32_t *rows) {
+      return list_task(item, cells, task, first, count, tile, rays.data(), rows);
     });
+    TriplaneRows rows = list.rows(slopes);
+    rows.rays = rays.data();
+    rows.per_sample = 1.0f / static_cast<float>(task.samples);
+    body(first, count, tiles, rows);
   }
+}
 
-  void finish_weights() const {
-    if (weights_size_ == 0) return;
-    const double *bias_1 = sums_.data() + cp_ * hp_, *weight_2 = bias_1 + hp_, *bias_2 = weight_2 + hp_;
-    for (int j = 0; j < field_.hidden; ++j) {
-      for (int c = 0; c < field_.channels; ++c)
-        gradients_.weight_1[j * field_.channels + c] = static_cast<float>(sums_[c * hp_ + j]);
-      gradients_.bias_1[j] = static_cast<float>(bias_1[j]);
-      gradients_.weight_2[j] = static_cast<float>(weight_2[j]);
-    }
-    double sum = 0;
-    for (int i = 0; i < 16; ++i) sum += bias_2[i];
-    gradients_.bias_2[0] = static_cast<float>(sum);
+// The same for points.
+template <class Body>
+void for_point_lists(const licag3d_run &run, const Field &planes, const TriplaneItem &item, const void *points,
+                     bool is_double, int64_t count, RowList &list, bool slopes, Body &&body) {
+  const auto list_task = LICAG3D_SELECT_ISA(triplane_list_points);
+  const TriplaneCells cells = planes.cells();
+  const int64_t step = kListed;
+  for (int64_t first = 0; first < count; first += step) {
+    const int64_t here = std::min(step, count - first), units = (here + kPointUnit - 1) / kPointUnit;
+    const char *at = static_cast<const char *>(points) + 3 * first * (is_double ? 8 : 4);
+    list.fill(run, units, kPointUnit, [&](int64_t unit, uint32_t *rows) {
+      return list_task(item, cells, at, is_double, unit * kPointUnit, std::min((unit + 1) * kPointUnit, here), rows);
+    });
+    TriplaneRows rows = list.rows(slopes);
+    rows.points = at;
+    rows.points_are_double = is_double;
+    body(first, rows);
   }
-
- private:
-  int64_t texel_count() const { return static_cast<int64_t>(field_.resolution) * field_.resolution; }
-
-  const licag3d_run &run_;
-  const licag3d_triplane &field_;
-  const licag3d_triplane_gradients &gradients_;
-  int64_t cp_, hp_, samples_, weights_size_, sample_size_, tile_size_, tiles_;
-  Floats records_, slices_;
-  std::vector<double> sums_;
-};
+}
 
 void clear(float *values, int64_t count) {
   if (values != nullptr) std::fill(values, values + count, 0.0f);
@@ -288,107 +191,152 @@ using namespace licag3d;
 
 extern "C" {
 
-int32_t licag3d_render_triplane(const licag3d_run *run, const licag3d_triplane *field, const licag3d_rays *rays,
-                                int32_t rays_per_item, int32_t samples, float *values) {
-  if (check(*field) != LICAG3D_OK || samples < 1) return fail(LICAG3D_BAD_ARGUMENT, "tri-plane sizes are out of range");
+int32_t licag3d_render_triplane_with(const licag3d_run *run, const licag3d_triplane *field,
+                                     const licag3d_triplane_options *given, const licag3d_rays *rays,
+                                     int32_t rays_per_item, int32_t samples, float *values) {
+  const licag3d_triplane_options options = given != nullptr ? *given : licag3d_triplane_options{};
+  if (!sizes_fit(*field, options, samples)) return fail(LICAG3D_BAD_ARGUMENT, "tri-plane sizes are out of range");
   return guarded([&]() -> int32_t {
-    Field planes(*run, *field);
-    ScratchPool pool(thread_count(*run), LICAG3D_SELECT_ISA(triplane_scratch_floats)(planes.item()));
-    const auto tile_task = LICAG3D_SELECT_ISA(triplane_render_tile);
     const int64_t count = rays_per_item && field->batch > 0 ? rays->count / field->batch : rays->count;
+    Field planes(*run, *field, options, count * samples);
+    ScratchPool pool(thread_count(*run), LICAG3D_SELECT_ISA(triplane_scratch_floats)(planes.item()));
+    RowList list;
     for (int64_t b = 0; b < field->batch; ++b) {
       const TriplaneItem &item = planes.select(b);
-      const int64_t first = rays_per_item ? b * count : 0;
+      const int64_t first_ray = rays_per_item ? b * count : 0;
       float *out = values + b * count;
-      const std::vector<int64_t> hits = rays_that_hit(*run, *field, *rays, first, count, out);
-      const TriplaneRayTask task = {rays, first, hits.data(), static_cast<int64_t>(hits.size()), samples};
-      for_tiles(*run, pool, 0, (task.hit_count + kTriplaneLanes - 1) / kTriplaneLanes,
-                [&](int64_t tile, float *scratch) { tile_task(item, task, tile, scratch, out); });
+      const std::vector<int64_t> hits = rays_that_hit(*run, *field, *rays, first_ray, count, out);
+      const TriplaneRayTask task = {rays, first_ray, hits.data(), samples, nullptr};
+      for_ray_lists(*run, planes, item, task, static_cast<int64_t>(hits.size()), list, false,
+                    [&](int64_t first, int64_t, int64_t tiles, const TriplaneRows &rows) {
+                      decode(*run, item, pool, rows);
+                      parallel_for(tiles, 16, run->threads, [&](int64_t from, int64_t to) {
+                        for (int64_t k = list.begin(from); k < list.begin(to); ++k) {
+                          const uint32_t ray = rows.row[k] >> kTriplaneSampleBits;
+                          out[hits[first + ray]] += rows.field[k] * rows.rays[ray].step_mm;
+                        }
+                      });
+                    });
     }
     return LICAG3D_OK;
   });
+}
+
+int32_t licag3d_render_triplane_backward_with(const licag3d_run *run, const licag3d_triplane *field,
+                                              const licag3d_triplane_options *given, const licag3d_rays *rays,
+                                              int32_t rays_per_item, int32_t samples, const float *grad_values,
+                                              const licag3d_triplane_gradients *gradients) {
+  const licag3d_triplane_options options = given != nullptr ? *given : licag3d_triplane_options{};
+  if (!sizes_fit(*field, options, samples)) return fail(LICAG3D_BAD_ARGUMENT, "tri-plane sizes are out of range");
+  return guarded([&]() -> int32_t {
+    const int64_t count = rays_per_item && field->batch > 0 ? rays->count / field->batch : rays->count;
+    Field planes(*run, *field, options, count * samples);
+    ScratchPool pool(thread_count(*run), LICAG3D_SELECT_ISA(triplane_scratch_floats)(planes.item()));
+    const auto ray_task = LICAG3D_SELECT_ISA(triplane_ray_gradients);
+    clear(gradients->origin, 3 * rays->count);
+    clear(gradients->direction, 3 * rays->count);
+    Accumulator sum(*run, *field, *gradients, planes, blocks_of(count * samples));
+    RowList list;
+    for (int64_t b = 0; b < field->batch; ++b) {
+      const TriplaneItem &item = planes.select(b);
+      const int64_t first_ray = rays_per_item ? b * count : 0;
+      const std::vector<int64_t> hits = rays_that_hit(*run, *field, *rays, first_ray, count, nullptr);
+      const TriplaneRayTask task = {rays, first_ray, hits.data(), samples, grad_values + b * count};
+      sum.begin_item(b);
+      for_ray_lists(*run, planes, item, task, static_cast<int64_t>(hits.size()), list, gradients->origin != nullptr,
+                    [&](int64_t first, int64_t here, int64_t tiles, const TriplaneRows &rows) {
+                      decode_backward(*run, item, pool, rows, sum);
+                      if (rows.slope == nullptr) return;
+                      parallel_for(tiles, 16, run->threads, [&](int64_t from, int64_t to) {
+                        for (int64_t tile = from; tile < to; ++tile)
+                          ray_task(item, task, first, here, tile, rows, list.begin(tile), list.begin(tile + 1),
+                                   gradients->origin, gradients->direction);
+                      });
+                    });
+      sum.end_item(b);
+    }
+    sum.finish_weights();
+    return LICAG3D_OK;
+  });
+}
+
+int32_t licag3d_query_triplane_with(const licag3d_run *run, const licag3d_triplane *field,
+                                    const licag3d_triplane_options *given, const void *points,
+                                    int32_t points_are_double, int64_t count, float *values) {
+  const licag3d_triplane_options options = given != nullptr ? *given : licag3d_triplane_options{};
+  if (!sizes_fit(*field, options, 1)) return fail(LICAG3D_BAD_ARGUMENT, "tri-plane sizes are out of range");
+  return guarded([&]() -> int32_t {
+    Field planes(*run, *field, options, count);
+    ScratchPool pool(thread_count(*run), LICAG3D_SELECT_ISA(triplane_scratch_floats)(planes.item()));
+    RowList list;
+    for (int64_t b = 0; b < field->batch; ++b) {
+      const TriplaneItem &item = planes.select(b);
+      for_point_lists(*run, planes, item, points, points_are_double != 0, count, list, false,
+                      [&](int64_t first, const TriplaneRows &rows) {
+                        float *out = values + b * count + first;
+                        std::fill(out, out + std::min(kListed, count - first), 0.0f);
+                        decode(*run, item, pool, rows);
+                        for (int64_t k = 0; k < rows.count; ++k) out[rows.row[k]] = rows.field[k];
+                      });
+    }
+    return LICAG3D_OK;
+  });
+}
+
+int32_t licag3d_query_triplane_backward_with(const licag3d_run *run, const licag3d_triplane *field,
+                                             const licag3d_triplane_options *given, const void *points,
+                                             int32_t points_are_double, int64_t count, const float *grad_values,
+                                             const licag3d_triplane_gradients *gradients) {
+  const licag3d_triplane_options options = given != nullptr ? *given : licag3d_triplane_options{};
+  if (!sizes_fit(*field, options, 1)) return fail(LICAG3D_BAD_ARGUMENT, "tri-plane sizes are out of range");
+  return guarded([&]() -> int32_t {
+    Field planes(*run, *field, options, count);
+    ScratchPool pool(thread_count(*run), LICAG3D_SELECT_ISA(triplane_scratch_floats)(planes.item()));
+    clear(gradients->origin, 3 * count);
+    Accumulator sum(*run, *field, *gradients, planes, blocks_of(count));
+    RowList list;
+    const double texels_per_mm = field->resolution / field->box_size_mm;
+    for (int64_t b = 0; b < field->batch; ++b) {
+      const TriplaneItem &item = planes.select(b);
+      sum.begin_item(b);
+      for_point_lists(*run, planes, item, points, points_are_double != 0, count, list, gradients->origin != nullptr,
+                      [&](int64_t first, TriplaneRows rows) {
+                        rows.grad_points = grad_values + b * count + first;
+                        decode_backward(*run, item, pool, rows, sum);
+                        for (int a = 0; rows.slope != nullptr && a < 3; ++a)
+                          for (int64_t k = 0; k < rows.count; ++k)
+                            gradients->origin[3 * (first + rows.row[k]) + a] +=
+                                static_cast<float>(rows.slope[a * rows.slope_stride + k] * texels_per_mm);
+                      });
+      sum.end_item(b);
+    }
+    sum.finish_weights();
+    return LICAG3D_OK;
+  });
+}
+
+int32_t licag3d_render_triplane(const licag3d_run *run, const licag3d_triplane *field, const licag3d_rays *rays,
+                                int32_t rays_per_item, int32_t samples, float *values) {
+  return licag3d_render_triplane_with(run, field, nullptr, rays, rays_per_item, samples, values);
 }
 
 int32_t licag3d_render_triplane_backward(const licag3d_run *run, const licag3d_triplane *field,
                                          const licag3d_rays *rays, int32_t rays_per_item, int32_t samples,
                                          const float *grad_values, const licag3d_triplane_gradients *gradients) {
-  if (check(*field) != LICAG3D_OK || samples < 1) return fail(LICAG3D_BAD_ARGUMENT, "tri-plane sizes are out of range");
-  return guarded([&]() -> int32_t {
-    Field planes(*run, *field);
-    ScratchPool pool(thread_count(*run), LICAG3D_SELECT_ISA(triplane_scratch_floats)(planes.item()));
-    const auto tile_task = LICAG3D_SELECT_ISA(triplane_render_tile_backward);
-    const int64_t count = rays_per_item && field->batch > 0 ? rays->count / field->batch : rays->count;
-    clear(gradients->origin, 3 * rays->count);
-    clear(gradients->direction, 3 * rays->count);
-    Accumulator sum(*run, *field, *gradients, planes.item(), int64_t{kTriplaneLanes} * samples,
-                    (count + kTriplaneLanes - 1) / kTriplaneLanes);
-    for (int64_t b = 0; b < field->batch; ++b) {
-      const TriplaneItem &item = planes.select(b);
-      const int64_t first = rays_per_item ? b * count : 0;
-      const std::vector<int64_t> hits = rays_that_hit(*run, *field, *rays, first, count, nullptr);
-      const TriplaneRayTask task = {rays, first, hits.data(), static_cast<int64_t>(hits.size()), samples};
-      const int64_t tiles = (task.hit_count + kTriplaneLanes - 1) / kTriplaneLanes;
-      sum.begin_item();
-      for (int64_t begin = 0; begin < tiles; begin += sum.chunk()) {
-        const int64_t end = std::min(begin + sum.chunk(), tiles);
-        for_tiles(*run, pool, begin, end, [&](int64_t tile, float *scratch) {
-          tile_task(item, task, tile, grad_values + b * count, scratch, sum.record(tile), gradients->origin,
-                    gradients->direction);
-        });
-        sum.add(begin, end);
-      }
-      sum.end_item(b);
-    }
-    sum.finish_weights();
-    return LICAG3D_OK;
-  });
+  return licag3d_render_triplane_backward_with(run, field, nullptr, rays, rays_per_item, samples, grad_values,
+                                               gradients);
 }
 
 int32_t licag3d_query_triplane(const licag3d_run *run, const licag3d_triplane *field, const void *points,
                                int32_t points_are_double, int64_t count, float *values) {
-  if (check(*field) != LICAG3D_OK) return LICAG3D_BAD_ARGUMENT;
-  return guarded([&]() -> int32_t {
-    Field planes(*run, *field);
-    ScratchPool pool(thread_count(*run), LICAG3D_SELECT_ISA(triplane_scratch_floats)(planes.item()));
-    const auto tile_task = LICAG3D_SELECT_ISA(triplane_query_tile);
-    const int64_t tile_size = kTriplaneLanes * kTriplaneQueryDepth;
-    for (int64_t b = 0; b < field->batch; ++b) {
-      const TriplaneItem &item = planes.select(b);
-      for_tiles(*run, pool, 0, (count + tile_size - 1) / tile_size, [&](int64_t tile, float *scratch) {
-        tile_task(item, points, points_are_double != 0, count, tile, scratch, values + b * count);
-      });
-    }
-    return LICAG3D_OK;
-  });
+  return licag3d_query_triplane_with(run, field, nullptr, points, points_are_double, count, values);
 }
 
 int32_t licag3d_query_triplane_backward(const licag3d_run *run, const licag3d_triplane *field, const void *points,
                                         int32_t points_are_double, int64_t count, const float *grad_values,
                                         const licag3d_triplane_gradients *gradients) {
-  if (check(*field) != LICAG3D_OK) return LICAG3D_BAD_ARGUMENT;
-  return guarded([&]() -> int32_t {
-    Field planes(*run, *field);
-    ScratchPool pool(thread_count(*run), LICAG3D_SELECT_ISA(triplane_scratch_floats)(planes.item()));
-    const auto tile_task = LICAG3D_SELECT_ISA(triplane_query_tile_backward);
-    const int64_t tile_size = kTriplaneLanes * kTriplaneQueryDepth, tiles = (count + tile_size - 1) / tile_size;
-    clear(gradients->origin, 3 * count);
-    Accumulator sum(*run, *field, *gradients, planes.item(), tile_size, tiles);
-    for (int64_t b = 0; b < field->batch; ++b) {
-      const TriplaneItem &item = planes.select(b);
-      sum.begin_item();
-      for (int64_t begin = 0; begin < tiles; begin += sum.chunk()) {
-        const int64_t end = std::min(begin + sum.chunk(), tiles);
-        for_tiles(*run, pool, begin, end, [&](int64_t tile, float *scratch) {
-          tile_task(item, points, points_are_double != 0, count, tile, grad_values + b * count, scratch,
-                    sum.record(tile), gradients->origin);
-        });
-        sum.add(begin, end);
-      }
-      sum.end_item(b);
-    }
-    sum.finish_weights();
-    return LICAG3D_OK;
-  });
+  return licag3d_query_triplane_backward_with(run, field, nullptr, points, points_are_double, count, grad_values,
+                                              gradients);
 }
 
 }  // extern "C"

@@ -14,11 +14,13 @@ from licag3d.ops.project_volume import backproject, project_volume
 from licag3d.ops.query_triplane import query_triplane
 from licag3d.ops.render_triplane import render_triplane
 from licag3d.ops.triplane_decoder import TriplaneDecoder
+from licag3d.ops.triplane_occupancy import occupancy_of
 
 __all__ = [
     "TriplaneDecoder",
     "backproject",
     "match_cost",
+    "occupancy_of",
     "project_tubes",
     "project_volume",
     "query_triplane",

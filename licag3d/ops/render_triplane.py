@@ -7,12 +7,12 @@ import torch
 
 from licag3d.ops import triplane_native
 from licag3d.ops.reference import triplane as twin
-from licag3d.ops.triplane_checks import AnyRays, check_field, check_native, check_samples, rays_of
+from licag3d.ops.triplane_checks import AnyRays, check_field, check_native, check_occupancy, check_samples, rays_of
 from licag3d.ops.triplane_decoder import TriplaneDecoder
 
 
 def render_triplane(planes: torch.Tensor, decoder: TriplaneDecoder, cameras: AnyRays, *, box_center_mm,
-                    box_size_mm: float, samples: int) -> torch.Tensor:
+                    box_size_mm: float, samples: int, occupancy: torch.Tensor | None = None) -> torch.Tensor:
     """Line integrals of the attenuation of a tri-plane field, differentiable in planes, decoder and cameras.
 
     The box is a cube; outside it the field is exactly zero. Inside, texel i of an axis has its centre at (i + 0.5) / R
@@ -23,10 +23,16 @@ def render_triplane(planes: torch.Tensor, decoder: TriplaneDecoder, cameras: Any
     1986) is cut into ``samples`` equal pieces, and the projection is the sum of mu at their middles times their length
     in mm. A ray that misses gives 0, one with a NaN or infinite coordinate NaN; neither has a gradient.
 
+    With ``occupancy`` the field counts as exactly zero in the cells that are False, in the projection and in every
+    gradient, and costs nothing there: rays jump from the border of one occupied region to the next. The grid itself has
+    no gradient. :func:`licag3d.ops.occupancy_of` makes one that leaves out only what is below a bound.
+
     float32 throughout, planes also as float16 (the arithmetic stays float32); rays may be float64. The backward pass
-    recomputes the samples: memory is O(rays) plus a few copies of the planes. On the CPU the result does not depend on
-    the number of threads, bit for bit; on CUDA the gradient of the planes is summed by atomics in varying order,
-    and planes of more than 64 channels take the slower twin.
+    recomputes the samples: memory is O(rays) plus the planes and their gradient once more, multiplied by the decoder's
+    first layer where samples are many. Planes that are a view of a ``channels_last`` tensor (``(B, 3 C, R, R)`` viewed
+    as ``(B, 3, C, R, R)``, C a multiple of 16) are read in place, and their gradient is laid out alike. On the CPU the
+    result does not depend on the number of threads, bit for bit; on CUDA the gradient of the planes is summed by
+    atomics in varying order, and planes of more than 64 channels take the slower twin.
 
     Args:
         planes: ``(3, C, R, R)`` or ``(B, 3, C, R, R)``, order XY, XZ, YZ; float32 or float16.
@@ -35,12 +41,15 @@ def render_triplane(planes: torch.Tensor, decoder: TriplaneDecoder, cameras: Any
         box_center_mm: centre of the box, world LPS mm, three numbers (no gradient: to move the box, move the rays).
         box_size_mm: edge of the box in mm.
         samples: samples per ray, 1 to 4096.
+        occupancy: bool ``(D, D, D)``, or ``(B, D, D, D)`` one for each item, order [z, y, x]: D equal cells along each
+            edge of the box; False where the field counts as zero. On CUDA this runs the slower twin.
 
     Returns:
         ``(V, rows, cols)``, or the leading shape of the rays, with B in front for a batch; float32, no unit.
 
     Raises:
-        ValueError: shapes that do not fit together, or an absurd box.
+        ValueError: shapes that do not fit together, an absurd box, or (on the CPU) planes or decoder weights that are
+            not finite.
         TypeError: types or devices that do not fit together.
 
     Example:
@@ -57,11 +66,12 @@ def render_triplane(planes: torch.Tensor, decoder: TriplaneDecoder, cameras: Any
     check_native(planes)
     check_samples(samples)
     origin_mm, to_pixel_mm = rays_of(cameras, planes)
-    if not triplane_native.ready(planes.device.type, planes.shape[-3]):
+    cells = check_occupancy(occupancy, planes)
+    if not triplane_native.ready(planes.device.type, planes.shape[-3], cells is not None):
         return twin.render_triplane(planes, decoder, cameras, box_center_mm=center_mm, box_size_mm=size_mm,
-                                    samples=samples)
+                                    samples=samples, occupancy=occupancy)
     batch = planes if planes.ndim == 5 else planes[None]
     value = triplane_native.render(batch, decoder.weight_1, decoder.bias_1, decoder.weight_2, decoder.output_bias(),
-                                   origin_mm, to_pixel_mm, list(center_mm), size_mm, int(samples))
+                                   origin_mm, to_pixel_mm, list(center_mm), size_mm, int(samples), cells)
     value = decoder.scaled(value)
     return value if planes.ndim == 5 else value[0]

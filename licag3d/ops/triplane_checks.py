@@ -16,6 +16,7 @@ AnyRays = Cameras | Rays | Sequence[Cameras | Rays]
 _MAX_SAMPLES = 4096
 _MAX_CHANNELS = 512
 _MAX_HIDDEN = 4096
+_MAX_CELLS = 1024
 
 
 def check_field(planes: torch.Tensor, decoder: TriplaneDecoder, box_center_mm,
@@ -77,6 +78,31 @@ def check_samples(samples: int) -> None:
     """Raises ValueError unless ``samples`` is a sensible whole number."""
     if int(samples) != samples or not 1 <= samples <= _MAX_SAMPLES:
         raise ValueError(f"samples is {samples}; expected a whole number from 1 to {_MAX_SAMPLES} per ray")
+
+
+def check_occupancy(occupancy: torch.Tensor | None, planes: torch.Tensor) -> torch.Tensor | None:
+    """``occupancy`` as ``(1 or B, D, D, D)``: shared by the batch, or one grid for each item.
+
+    Raises:
+        ValueError: a shape that does not fit.
+        TypeError: not bool, or on another device than the planes.
+    """
+    if occupancy is None:
+        return None
+    if not isinstance(occupancy, torch.Tensor) or occupancy.dtype != torch.bool:
+        kind = occupancy.dtype if isinstance(occupancy, torch.Tensor) else type(occupancy).__name__
+        raise TypeError(f"occupancy is {kind}; give a torch.bool tensor, True where the field may be above zero")
+    shape = tuple(occupancy.shape)
+    batch = planes.shape[0] if planes.ndim == 5 else 1
+    if len(shape) == 3:
+        occupancy = occupancy[None]
+    if (occupancy.ndim != 4 or len(set(occupancy.shape[1:])) != 1 or not 1 <= shape[-1] <= _MAX_CELLS
+            or (len(shape) == 4 and (planes.ndim != 5 or shape[0] != batch))):
+        raise ValueError(f"occupancy has shape {shape} for planes {tuple(planes.shape)}; expected (D, D, D), or (B, D, "
+                         f"D, D) for a batch of B, order [z, y, x], D from 1 to {_MAX_CELLS}")
+    if occupancy.device != planes.device:
+        raise TypeError(f"occupancy lies on {occupancy.device}, the planes on {planes.device}; move one of them")
+    return occupancy
 
 
 def rays_of(cameras: AnyRays, planes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

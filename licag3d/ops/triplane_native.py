@@ -17,9 +17,9 @@ _CUDA_CHANNELS = 64  # kMaxChannels of csrc/cuda/triplane.cu
 
 
 @torch.compiler.assume_constant_result
-def ready(device_type: str, channels: int) -> bool:
+def ready(device_type: str, channels: int, with_occupancy: bool) -> bool:
     """Whether native kernels exist for planes on a device; a compiled graph keeps the answer it was built with."""
-    if device_type == "cuda" and channels > _CUDA_CHANNELS:
+    if device_type == "cuda" and (channels > _CUDA_CHANNELS or with_occupancy):
         return False
     return native.available(torch.device(device_type))
 
@@ -34,6 +34,14 @@ class FieldArrays(ctypes.Structure):
                 ("box_size_mm", ctypes.c_double)]
 
 
+class OptionArrays(ctypes.Structure):
+    """``licag3d_triplane_options`` of csrc/include/licag3d_triplane.h."""
+
+    _fields_ = [("occupancy", ctypes.c_void_p), ("cells", ctypes.c_int32), ("occupancy_per_item", ctypes.c_int32),
+                ("precision", ctypes.c_int32), ("batch_stride", ctypes.c_int64), ("plane_stride", ctypes.c_int64),
+                ("texel_stride", ctypes.c_int64)]
+
+
 class GradientArrays(ctypes.Structure):
     """``licag3d_triplane_gradients`` of csrc/include/licag3d_triplane.h."""
 
@@ -44,82 +52,84 @@ class GradientArrays(ctypes.Structure):
 @torch.library.custom_op("licag3d::render_triplane", mutates_args=())
 def render(planes: torch.Tensor, weight_1: torch.Tensor, bias_1: torch.Tensor, weight_2: torch.Tensor,
            bias_2: torch.Tensor, origin_mm: torch.Tensor, to_pixel_mm: torch.Tensor, box_center_mm: list[float],
-           box_size_mm: float, samples: int) -> torch.Tensor:
-    """``planes`` (B, 3, C, R, R), rays (1 or B, ..., 3); returns (B, ...)."""
+           box_size_mm: float, samples: int, occupancy: torch.Tensor | None = None) -> torch.Tensor:
+    """``planes`` (B, 3, C, R, R), rays (1 or B, ..., 3), occupancy (1 or B, D, D, D); returns (B, ...)."""
     out = _render_output(planes, to_pixel_mm)
-    field, alive = _pack_field(planes, weight_1, bias_1, weight_2, bias_2, box_center_mm, box_size_mm)
+    field, alive = _pack_field(planes, weight_1, bias_1, weight_2, bias_2, box_center_mm, box_size_mm, occupancy)
     rays, rays_alive = native.pack_rays(origin_mm, to_pixel_mm)
-    native.call("render_triplane", planes.device, field, rays, ctypes.c_int32(origin_mm.shape[0] > 1),
-                ctypes.c_int32(samples), out)
+    _call("render_triplane", planes, field, rays, ctypes.c_int32(origin_mm.shape[0] > 1), ctypes.c_int32(samples), out)
     del alive, rays_alive
+    _check_finite(out, planes, weight_1, bias_1, weight_2, bias_2)
     return out
 
 
 @render.register_fake
-def _(planes, weight_1, bias_1, weight_2, bias_2, origin_mm, to_pixel_mm, box_center_mm, box_size_mm, samples):
+def _(planes, weight_1, bias_1, weight_2, bias_2, origin_mm, to_pixel_mm, box_center_mm, box_size_mm, samples,
+      occupancy=None):
     return _render_output(planes, to_pixel_mm)
 
 
 @torch.library.custom_op("licag3d::render_triplane_backward", mutates_args=())
 def render_backward(planes: torch.Tensor, weight_1: torch.Tensor, bias_1: torch.Tensor, weight_2: torch.Tensor,
                     bias_2: torch.Tensor, origin_mm: torch.Tensor, to_pixel_mm: torch.Tensor,
-                    box_center_mm: list[float], box_size_mm: float, samples: int, grad: torch.Tensor,
-                    wanted: list[bool]) -> list[torch.Tensor]:
+                    box_center_mm: list[float], box_size_mm: float, samples: int, occupancy: torch.Tensor | None,
+                    grad: torch.Tensor, wanted: list[bool]) -> list[torch.Tensor]:
     """Gradients of the seven tensors; an unwanted one is empty."""
     inputs = (planes, weight_1, bias_1, weight_2, bias_2, origin_mm, to_pixel_mm)
-    field, alive = _pack_field(planes, weight_1, bias_1, weight_2, bias_2, box_center_mm, box_size_mm)
+    field, alive = _pack_field(planes, weight_1, bias_1, weight_2, bias_2, box_center_mm, box_size_mm, occupancy)
     rays, rays_alive = native.pack_rays(origin_mm, to_pixel_mm)
     arrays, gradients = _gradient_arrays(inputs, wanted)
     grad = grad.detach().to(torch.float32).contiguous()
-    native.call("render_triplane_backward", planes.device, field, rays, ctypes.c_int32(origin_mm.shape[0] > 1),
-                ctypes.c_int32(samples), grad, arrays)
+    _call("render_triplane_backward", planes, field, rays, ctypes.c_int32(origin_mm.shape[0] > 1),
+          ctypes.c_int32(samples), grad, arrays)
     del alive, rays_alive
     return _finish_gradients(inputs, gradients, wanted)
 
 
 @render_backward.register_fake
-def _(planes, weight_1, bias_1, weight_2, bias_2, origin_mm, to_pixel_mm, box_center_mm, box_size_mm, samples, grad,
-      wanted):
+def _(planes, weight_1, bias_1, weight_2, bias_2, origin_mm, to_pixel_mm, box_center_mm, box_size_mm, samples,
+      occupancy, grad, wanted):
     return _fake_gradients((planes, weight_1, bias_1, weight_2, bias_2, origin_mm, to_pixel_mm), wanted)
 
 
 @torch.library.custom_op("licag3d::query_triplane", mutates_args=())
 def query(planes: torch.Tensor, weight_1: torch.Tensor, bias_1: torch.Tensor, weight_2: torch.Tensor,
-          bias_2: torch.Tensor, points_mm: torch.Tensor, box_center_mm: list[float],
-          box_size_mm: float) -> torch.Tensor:
-    """``planes`` (B, 3, C, R, R), ``points_mm`` (..., 3); returns (B, ...)."""
+          bias_2: torch.Tensor, points_mm: torch.Tensor, box_center_mm: list[float], box_size_mm: float,
+          occupancy: torch.Tensor | None = None) -> torch.Tensor:
+    """``planes`` (B, 3, C, R, R), ``points_mm`` (..., 3), occupancy (1 or B, D, D, D); returns (B, ...)."""
     out = _query_output(planes, points_mm)
-    field, alive = _pack_field(planes, weight_1, bias_1, weight_2, bias_2, box_center_mm, box_size_mm)
+    field, alive = _pack_field(planes, weight_1, bias_1, weight_2, bias_2, box_center_mm, box_size_mm, occupancy)
     points = points_mm.detach().contiguous()
-    native.call("query_triplane", planes.device, field, points, ctypes.c_int32(points.dtype == torch.float64),
-                ctypes.c_int64(points.numel() // 3), out)
+    _call("query_triplane", planes, field, points, ctypes.c_int32(points.dtype == torch.float64),
+          ctypes.c_int64(points.numel() // 3), out)
     del alive
+    _check_finite(out, planes, weight_1, bias_1, weight_2, bias_2)
     return out
 
 
 @query.register_fake
-def _(planes, weight_1, bias_1, weight_2, bias_2, points_mm, box_center_mm, box_size_mm):
+def _(planes, weight_1, bias_1, weight_2, bias_2, points_mm, box_center_mm, box_size_mm, occupancy=None):
     return _query_output(planes, points_mm)
 
 
 @torch.library.custom_op("licag3d::query_triplane_backward", mutates_args=())
 def query_backward(planes: torch.Tensor, weight_1: torch.Tensor, bias_1: torch.Tensor, weight_2: torch.Tensor,
                    bias_2: torch.Tensor, points_mm: torch.Tensor, box_center_mm: list[float], box_size_mm: float,
-                   grad: torch.Tensor, wanted: list[bool]) -> list[torch.Tensor]:
+                   occupancy: torch.Tensor | None, grad: torch.Tensor, wanted: list[bool]) -> list[torch.Tensor]:
     """Gradients of the six tensors; an unwanted one is empty."""
     inputs = (planes, weight_1, bias_1, weight_2, bias_2, points_mm)
-    field, alive = _pack_field(planes, weight_1, bias_1, weight_2, bias_2, box_center_mm, box_size_mm)
+    field, alive = _pack_field(planes, weight_1, bias_1, weight_2, bias_2, box_center_mm, box_size_mm, occupancy)
     points = points_mm.detach().contiguous()
     arrays, gradients = _gradient_arrays(inputs, wanted)
     grad = grad.detach().to(torch.float32).contiguous()
-    native.call("query_triplane_backward", planes.device, field, points, ctypes.c_int32(points.dtype == torch.float64),
-                ctypes.c_int64(points.numel() // 3), grad, arrays)
+    _call("query_triplane_backward", planes, field, points, ctypes.c_int32(points.dtype == torch.float64),
+          ctypes.c_int64(points.numel() // 3), grad, arrays)
     del alive
     return _finish_gradients(inputs, gradients, wanted)
 
 
 @query_backward.register_fake
-def _(planes, weight_1, bias_1, weight_2, bias_2, points_mm, box_center_mm, box_size_mm, grad, wanted):
+def _(planes, weight_1, bias_1, weight_2, bias_2, points_mm, box_center_mm, box_size_mm, occupancy, grad, wanted):
     return _fake_gradients((planes, weight_1, bias_1, weight_2, bias_2, points_mm), wanted)
 
 
@@ -152,22 +162,72 @@ def _query_output(planes: torch.Tensor, points_mm: torch.Tensor) -> torch.Tensor
     return planes.new_empty((planes.shape[0], *points_mm.shape[:-1]), dtype=torch.float32)
 
 
-def _pack_field(planes, weight_1, bias_1, weight_2, bias_2, box_center_mm,
-                box_size_mm) -> tuple[FieldArrays, list[torch.Tensor]]:
-    """The C view of the field, and the tensors that must stay alive during the call."""
-    alive = [tensor.detach().contiguous() for tensor in (planes, weight_1, bias_1, weight_2, bias_2)]
+def _channels_side_by_side(planes: torch.Tensor) -> bool:
+    """Whether the CPU kernels can read planes where they lie: memory order (B, R, R, 3, C), as a network in
+    channels_last leaves them, or (B, 3, R, R, C)."""
+    batch, _, channels, edge, _ = planes.shape
+    if planes.device.type != "cpu" or planes.dtype != torch.float32 or channels % 16 or edge == 1:
+        return False
+    texel_mixed, plane_alone = 3 * channels, edge * edge * channels
+    strides = (planes.stride() if batch > 1 else (3 * plane_alone, *planes.stride()[1:]))
+    return strides in ((3 * plane_alone, channels, 1, edge * texel_mixed, texel_mixed),
+                       (3 * plane_alone, plane_alone, 1, edge * channels, channels))
+
+
+def _pack_field(planes, weight_1, bias_1, weight_2, bias_2, box_center_mm, box_size_mm,
+                occupancy) -> tuple[tuple[FieldArrays, OptionArrays], list[torch.Tensor]]:
+    """The C view of the field and of how to compute it, and the tensors that must stay alive during the call."""
+    in_place = _channels_side_by_side(planes)
+    alive = [planes.detach() if in_place else planes.detach().contiguous(),
+             *(tensor.detach().contiguous() for tensor in (weight_1, bias_1, weight_2, bias_2))]
     hidden, channels = weight_1.shape
-    return FieldArrays(*(tensor.data_ptr() for tensor in alive), planes.shape[0], channels, planes.shape[-1], hidden,
-                       int(planes.dtype == torch.float16), (ctypes.c_double * 3)(*box_center_mm), box_size_mm), alive
+    options = OptionArrays()
+    if in_place:
+        options.batch_stride, options.plane_stride = planes.stride()[:2]
+        options.texel_stride = planes.stride(4)
+    field = FieldArrays(*(tensor.data_ptr() for tensor in alive), planes.shape[0], channels, planes.shape[-1], hidden,
+                        int(planes.dtype == torch.float16), (ctypes.c_double * 3)(*box_center_mm), box_size_mm)
+    if occupancy is not None:
+        alive.append(occupancy.contiguous())
+        options.occupancy, options.cells = alive[-1].data_ptr(), occupancy.shape[-1]
+        options.occupancy_per_item = int(occupancy.shape[0] > 1)
+    return (field, options), alive
+
+
+def _call(function: str, planes: torch.Tensor, packed: tuple[FieldArrays, OptionArrays], *arguments) -> None:
+    if planes.device.type == "cpu":
+        native.call(f"{function}_with", planes.device, *packed, *arguments)
+    else:  # the public functions ask nothing of CUDA that the options would say
+        native.call(function, planes.device, packed[0], *arguments)
+
+
+def _check_finite(out: torch.Tensor, *given: torch.Tensor) -> None:
+    """Raises ValueError where a result that is not finite comes from the field, not from a ray that is not finite.
+
+    Only results are looked at when all is well, and on CUDA nothing is: that would wait for the device.
+    """
+    if out.device.type != "cpu" or bool(out.isfinite().all()):
+        return
+    for name, tensor in zip(("planes", "decoder.weight_1", "decoder.bias_1", "decoder.weight_2",
+                             "decoder.bias_2 + decoder.bias"), given, strict=True):
+        if not bool(tensor.isfinite().all()):
+            raise ValueError(f"{name} holds NaN or infinite values; expected finite numbers")
 
 
 def _gradient_arrays(inputs: tuple[torch.Tensor, ...],
                      wanted: list[bool]) -> tuple[GradientArrays, list[torch.Tensor | None]]:
     # The four weights are computed together, and so are origin and direction.
     compute = [wanted[0], *[any(wanted[1:5])] * 4, *[any(wanted[5:])] * len(wanted[5:])]
-    gradients = [torch.empty(tensor.shape, dtype=torch.float32, device=tensor.device) if flag else None
+    gradients = [_gradient_like(tensor, torch.float32) if flag else None
                  for tensor, flag in zip(inputs, compute, strict=True)]
     return GradientArrays(*(None if g is None else g.data_ptr() for g in gradients)), gradients
+
+
+def _gradient_like(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Memory for a gradient, contiguous, or as the planes lie where the kernels read those in place."""
+    if tensor.dim() == 5 and tensor.shape[1] == 3 and _channels_side_by_side(tensor):
+        return torch.empty_like(tensor, dtype=dtype)
+    return tensor.new_empty(tensor.shape, dtype=dtype)
 
 
 def _finish_gradients(inputs, gradients, wanted) -> list[torch.Tensor]:
@@ -176,4 +236,5 @@ def _finish_gradients(inputs, gradients, wanted) -> list[torch.Tensor]:
 
 
 def _fake_gradients(inputs, wanted) -> list[torch.Tensor]:
-    return [tensor.new_empty(tensor.shape if want else 0) for tensor, want in zip(inputs, wanted, strict=True)]
+    return [_gradient_like(tensor, tensor.dtype) if want else tensor.new_empty(0)
+            for tensor, want in zip(inputs, wanted, strict=True)]

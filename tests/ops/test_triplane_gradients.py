@@ -156,8 +156,8 @@ def test_gradients_asked_for_alone_are_the_same(wanted):
     groups = {"decoder": WEIGHTS, "rays": ("origin", "to_pixel")}
     names = [name for group in wanted for name in groups.get(group, (group,))]
     everything = gradients(("planes", "origin", "to_pixel", *WEIGHTS))
-    for name, gradient in gradients(names).items():
-        assert torch.equal(gradient, everything[name]), name
+    for name, gradient in gradients(names).items():  # the gather adds in another order where slopes are wanted too
+        assert relative_error(gradient, everything[name]) < 2e-6, name
 
 
 def test_results_do_not_depend_on_threads():

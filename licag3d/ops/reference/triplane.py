@@ -8,50 +8,58 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from licag3d.ops.triplane_checks import AnyRays, check_field, check_points, check_samples, rays_of
+from licag3d.ops.triplane_checks import AnyRays, check_field, check_occupancy, check_points, check_samples, rays_of
 from licag3d.ops.triplane_decoder import TriplaneDecoder
 
 
 def render_triplane(planes: torch.Tensor, decoder: TriplaneDecoder, cameras: AnyRays, *, box_center_mm,
-                    box_size_mm: float, samples: int) -> torch.Tensor:
+                    box_size_mm: float, samples: int, occupancy: torch.Tensor | None = None) -> torch.Tensor:
     """Twin of :func:`licag3d.ops.render_triplane`; float32 or float64, memory O(rays x samples x hidden)."""
     center_mm, size_mm = check_field(planes, decoder, box_center_mm, box_size_mm)
     check_samples(samples)
     batch = planes if planes.ndim == 5 else planes[None]
-    value = decoder.scaled(render_batch(batch, decoder, *rays_of(cameras, planes), center_mm, size_mm, samples))
+    cells = check_occupancy(occupancy, planes)
+    value = decoder.scaled(render_batch(batch, decoder, *rays_of(cameras, planes), center_mm, size_mm, samples, cells))
     return value if planes.ndim == 5 else value[0]
 
 
 def query_triplane(planes: torch.Tensor, decoder: TriplaneDecoder, points_mm: torch.Tensor, *, box_center_mm,
-                   box_size_mm: float) -> torch.Tensor:
+                   box_size_mm: float, occupancy: torch.Tensor | None = None) -> torch.Tensor:
     """Twin of :func:`licag3d.ops.query_triplane`; float32 or float64."""
     center_mm, size_mm = check_field(planes, decoder, box_center_mm, box_size_mm)
     check_points(points_mm, planes)
     batch = planes if planes.ndim == 5 else planes[None]
-    value = decoder.scaled(query_batch(batch, decoder, points_mm, center_mm, size_mm))
+    cells = check_occupancy(occupancy, planes)
+    value = decoder.scaled(query_batch(batch, decoder, points_mm, center_mm, size_mm, cells))
     return value if planes.ndim == 5 else value[0]
 
 
 def render_batch(planes: torch.Tensor, decoder: TriplaneDecoder, origin_mm: torch.Tensor, to_pixel_mm: torch.Tensor,
-                 center_mm: Sequence[float], size_mm: float, samples: int) -> torch.Tensor:
-    """Integrals ``(B, ...)`` of planes ``(B, 3, C, R, R)`` along rays ``(1 or B, ..., 3)``, without ``mu_scale``."""
+                 center_mm: Sequence[float], size_mm: float, samples: int,
+                 occupancy: torch.Tensor | None = None) -> torch.Tensor:
+    """Integrals ``(B, ...)`` of planes ``(B, 3, C, R, R)`` along rays ``(1 or B, ..., 3)``, without ``mu_scale``;
+    occupancy ``(1 or B, D, D, D)``."""
     dtype = decoder.weight_1.dtype
     origin_mm, to_pixel_mm = (rays.to(dtype).expand(len(planes), *rays.shape[1:]) for rays in (origin_mm, to_pixel_mm))
-    per_item = [_render_rays(item, decoder, origin.reshape(-1, 3), to_pixel.reshape(-1, 3), center_mm, size_mm, samples)
-                for item, origin, to_pixel in zip(planes, origin_mm, to_pixel_mm, strict=True)]
+    per_item = [_render_rays(item, decoder, origin.reshape(-1, 3), to_pixel.reshape(-1, 3), center_mm, size_mm, samples,
+                             cells)
+                for item, origin, to_pixel, cells in zip(planes, origin_mm, to_pixel_mm, _grids(occupancy, planes),
+                                                         strict=True)]
     return torch.stack(per_item).reshape(origin_mm.shape[:-1]) if per_item else origin_mm.sum(-1)
 
 
 def query_batch(planes: torch.Tensor, decoder: TriplaneDecoder, points_mm: torch.Tensor, center_mm: Sequence[float],
-                size_mm: float) -> torch.Tensor:
-    """The field ``(B, ...)`` of planes ``(B, 3, C, R, R)`` at points ``(..., 3)``, without ``mu_scale``."""
+                size_mm: float, occupancy: torch.Tensor | None = None) -> torch.Tensor:
+    """The field ``(B, ...)`` of planes ``(B, 3, C, R, R)`` at points ``(..., 3)``, without ``mu_scale``; occupancy
+    ``(1 or B, D, D, D)``."""
     points = points_mm.to(decoder.weight_1.dtype).reshape(-1, 3)
     center = torch.tensor(center_mm, dtype=points.dtype, device=points.device)
     normalized = (points - center) * (2.0 / size_mm)
     inside = (normalized.abs() <= 1).all(-1)  # false for NaN too
     # The point is moved to the centre before sampling, so that no index or gradient comes from a useless coordinate.
     normalized = torch.where(inside[:, None], normalized, 0.0)
-    per_item = [torch.where(inside, _softplus_field(item, decoder, normalized), 0.0) for item in planes]
+    per_item = [torch.where(inside & _occupied(cells, normalized), _softplus_field(item, decoder, normalized), 0.0)
+                for item, cells in zip(planes, _grids(occupancy, planes), strict=True)]
     return torch.stack(per_item).reshape(len(planes), *points_mm.shape[:-1])
 
 
@@ -80,7 +88,8 @@ def clip_to_box(origin_mm: torch.Tensor, to_pixel_mm: torch.Tensor, center_mm: S
 
 
 def _render_rays(planes: torch.Tensor, decoder: TriplaneDecoder, origin_mm: torch.Tensor, to_pixel_mm: torch.Tensor,
-                 center_mm: Sequence[float], size_mm: float, samples: int) -> torch.Tensor:
+                 center_mm: Sequence[float], size_mm: float, samples: int,
+                 occupancy: torch.Tensor | None = None) -> torch.Tensor:
     """Midpoint rule over the clipped part of the rays ``(N, 3)``, without ``mu_scale``; ``(N,)``."""
     finite = (origin_mm.isfinite() & to_pixel_mm.isfinite()).all(-1)
     origin_mm, to_pixel_mm = (torch.where(finite[:, None], rays, 0.0) for rays in (origin_mm, to_pixel_mm))
@@ -90,11 +99,27 @@ def _render_rays(planes: torch.Tensor, decoder: TriplaneDecoder, origin_mm: torc
     along = entry[:, None] + fraction * (leave - entry)[:, None]
     points = origin_mm[:, None, :] + along[..., None] * to_pixel_mm[:, None, :]
     normalized = torch.where(hit[:, None, None], (points - center) * (2.0 / size_mm), 0.0)
-    field = _softplus_field(planes, decoder, normalized.flatten(0, 1)).unflatten(0, along.shape)
+    flat = normalized.flatten(0, 1)
+    field = torch.where(_occupied(occupancy, flat), _softplus_field(planes, decoder, flat), 0.0)
+    field = field.unflatten(0, along.shape)
     safe = torch.where(hit[:, None], to_pixel_mm, 1.0)  # the norm has no gradient at a zero vector
     length_mm = (leave - entry) * safe.norm(dim=-1)
     value = torch.where(hit, field.sum(-1) * length_mm / samples, 0.0)
     return torch.where(finite, value, torch.nan)
+
+
+def _grids(occupancy: torch.Tensor | None, planes: torch.Tensor) -> Sequence[torch.Tensor | None]:
+    """The grid of each item of the batch."""
+    return [None] * len(planes) if occupancy is None else list(occupancy.expand(len(planes), -1, -1, -1))
+
+
+def _occupied(occupancy: torch.Tensor | None, normalized: torch.Tensor) -> torch.Tensor:
+    """Whether points ``(N, 3)`` in -1..1 lie in a cell of ``(D, D, D)``, order [z, y, x], that is True; ``(N,)``."""
+    if occupancy is None:
+        return normalized.new_ones(len(normalized), dtype=torch.bool)
+    cells = occupancy.shape[-1]
+    x, y, z = ((normalized.detach() + 1) * (cells / 2)).long().clamp(0, cells - 1).unbind(-1)
+    return occupancy[z, y, x]
 
 
 def _softplus_field(planes: torch.Tensor, decoder: TriplaneDecoder, normalized: torch.Tensor) -> torch.Tensor:
