@@ -377,6 +377,12 @@ def _interpolation(generator, seeds: list[int], grid, arguments) -> Iterator[np.
         yield draw.tiled(places, *grid)
 
 
+def _digest(file: Path) -> str:
+    import hashlib
+
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
 def _write_facts(out: Path, facts: list[dict], card: dict, arguments) -> None:
     import json
 
@@ -386,7 +392,7 @@ def _write_facts(out: Path, facts: list[dict], card: dict, arguments) -> None:
         "synthetic": True,
         "note": "made by a generator of coronary trees; no patient, no acquisition",
         "prior": "embedded" if arguments.prior == "generator" else Path(arguments.prior).name,
-        "prior_sha256": card.get("sha256"),
+        "prior_sha256": card.get("sha256") or _digest(Path(arguments.prior)),
         "artery": arguments.artery,
         "co_dominant": arguments.co_dominant,
         "truncation": arguments.trunc,

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -80,6 +81,7 @@ def test_one_seed_fills_the_grid_with_views(prior, tmp_path):
     assert b"Synthetic" in (tmp_path / "seed0134.png").read_bytes()
     facts = json.loads((tmp_path / "samples.json").read_text())
     assert facts["synthetic"] is True and facts["samples"][0]["seed"] == 134
+    assert facts["prior_sha256"] == hashlib.sha256(prior.read_bytes()).hexdigest()
 
 
 def test_the_field_on_disk_is_the_one_in_the_picture(prior, tmp_path):

@@ -57,12 +57,12 @@ def phantom_sample(seed: int, artery: str, disease: str, box_mm: float) -> sampl
     return samples.Sample(seed, artery, Volume(share * mu, origin, SPACING_MM), 0.5 * mu)
 
 
-def measured(sample: samples.Sample, number: int, how: str = "") -> tuple[dict, np.ndarray, object]:
+def measured(sample: samples.Sample, number: int, how: str = "", mesh: bool = False) -> tuple[dict, np.ndarray, object]:
     """Facts, pictures ``(VIEWS, rows, cols)`` uint8 and surface of a sample, spoiled on purpose where ``how`` says."""
     volume = sample.volume
     if how:
         volume = judge.spoiled(volume, how, np.random.default_rng([number, 3]))
-    facts, found = judge.facts_of(volume, sample.level_per_mm)
+    facts, found = judge.facts_of(volume, sample.level_per_mm, mesh=mesh)
     rng = np.random.default_rng([number, 7])
     angles = choose_angles(rng, sample.artery, VIEWS, float(rng.uniform(30, 100)))
     seen = samples.line_integrals(volume, samples.cameras_at(angles, PICTURE_PX))
@@ -79,7 +79,7 @@ def collected(
     for number in tqdm(range(count), desc=name, disable=not sys.stderr.isatty()):
         file = folder / f"{number:05d}.npz"
         if not file.exists():
-            one, seen, surface = measured(make(number, ARTERIES[number % 2]), number, how)
+            one, seen, surface = measured(make(number, ARTERIES[number % 2]), number, how, number < sheet)
             if number < sheet:
                 text = f"{number} {one['artery']}: {one['pieces']} piece(s), {one['length_mm']:.0f} mm"
                 write_bytes(folder / f"{number:05d}.png", draw.png(draw.mesh_row(surface, 240, text)))
@@ -182,7 +182,7 @@ def render_once(kind: str, size: int, prior: str, samples_per_ray: int) -> dict:
     with torch.no_grad():
         planes, decoder = generator.planes(w_plus)[0], generator.decoder()
         options = {"box_center_mm": (0.0, 0.0, 0.0), "box_size_mm": generator.config.box_size_mm}
-        renderer(planes, decoder, Cameras.stack(samples.cameras_at([(30.0, 0.0)], 8)), samples=8, **options)
+        renderer(planes, decoder, Cameras.stack(samples.cameras_at([(30.0, 0.0)], 32)), samples=8, **options)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         began = time.process_time()
         renderer(planes, decoder, cameras, samples=samples_per_ray, **options)
@@ -207,6 +207,30 @@ def render_report(prior: str, samples_per_ray: int = 256, most_mb: float = 9000)
             answer = subprocess.run(command, check=True, capture_output=True, text=True)
             rows.append(json.loads(answer.stdout.splitlines()[-1]))
     return {"threads": 1, "samples_per_ray": samples_per_ray, "rows": rows}
+
+
+def written_report(generator, count: int, reference: int, disease: str, truncation: float) -> dict:
+    """The branches that the generator writes before it draws them, against the phantom's own: no grid on either side.
+
+    Cheap, so that many samples can be judged; what becomes of them in the field the other figures tell.
+    """
+    from licag3d.models.branch_table import tree_of
+
+    def phantom_facts(number: int, artery: str) -> dict:
+        tree = sample_tree(REFERENCE + number, artery, **({} if disease == "none" else {"disease": disease}))
+        return asdict(judge.facts_of_tree(tree)) | {"artery": artery}
+
+    rows = []
+    for artery in ARTERIES:
+        table = generator.structure.tables[artery]
+        for seed in range(count // 2):
+            code = samples.codes(generator, [seed], artery, truncation=truncation)
+            with torch.no_grad():
+                vector = generator.structure.vectors(code[:, : generator.config.structure], artery)[0].numpy().copy()
+            presence = list(table.offsets[:-1])
+            vector[presence] = vector[presence] > 0  # a logit
+            rows.append(asdict(judge.facts_of_tree(tree_of(vector, table, (0.0, 0.0, 0.0)))) | {"artery": artery})
+    return trees_report(rows, [phantom_facts(k, ARTERIES[k % 2]) for k in range(reference)])
 
 
 def weights_digest(generator) -> str:
@@ -235,6 +259,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--cache", type=Path, default=Path("generator-cache"), help="folder of what was measured")
     parser.add_argument("--prior", default="generator", help="embedded weights, or a .safetensors file")
     parser.add_argument("--samples", type=int, default=0, help="generated trees; 0 leaves them out")
+    parser.add_argument("--written", type=int, default=0, metavar="N", help="trees as written, before they are drawn")
     parser.add_argument("--trunc", type=float, default=1.0)
     parser.add_argument("--reference", type=int, default=200, help="phantom trees to compare with")
     parser.add_argument("--controls", type=int, default=0, help="phantom trees judged like generated ones")
@@ -266,7 +291,7 @@ def main(argv: list[str] | None = None) -> int:
             rows, seen = collected(name, arguments.controls, cache, phantom(CONTROL), how, arguments.sheet)
             found = {"trees": trees_report(rows, reference), "pictures": pictures_report(seen, pictures, cache)}
             report["controls"][name] = found
-    if arguments.samples or arguments.consistency:
+    if arguments.samples or arguments.written or arguments.consistency:
         generator, card = load_generator(arguments.prior)
         digest = weights_digest(generator)
         report["generator"] = report.get("generator", {}) | {
@@ -288,6 +313,9 @@ def main(argv: list[str] | None = None) -> int:
             write_bytes(
                 arguments.json.with_name("generator_meshes.png"), draw.png(draw.tiled(shown, -(-len(shown) // 2), 2))
             )
+    if arguments.written:
+        options = (arguments.written, arguments.reference, arguments.disease, arguments.trunc)
+        report["generator"]["written"] = written_report(generator, *options)
     if arguments.consistency:
         report["generator"]["consistency"] = consistency_report(generator, range(arguments.consistency))
     if arguments.render:

@@ -61,7 +61,12 @@ def code_of(generator: Generator, target: Target, artery: str, steps: int) -> to
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     for _ in range(steps):
         found = stage.vectors(styles, artery)
-        loss = F.softplus(torch.where(present, -1.0, 1.0) * found[0, _is_presence(table)]).mean()
+        # The decoder knows the contrasts of its training only.
+        contrast = generator.contrast(styles[:, 0]) - 1
+        loss = (
+            contrast.square().mean()
+            + F.softplus(torch.where(present, -1.0, 1.0) * found[0, _is_presence(table)]).mean()
+        )
         for k, (points, width, _) in enumerate(stage.courses(found, artery)):
             if present[k]:
                 loss = loss + (points - true[k][0]).square().sum(-1).mean() / 4

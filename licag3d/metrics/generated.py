@@ -15,6 +15,8 @@ import numpy as np
 from licag3d.metrics.bifurcations import bifurcations
 from licag3d.metrics.centerline import tree_points
 from licag3d.models.tree_from_field import FieldTree, tree_from_field
+from licag3d.structures import VesselTree
+from licag3d.vessels.tree import component_count
 from licag3d.vessels.volume import Volume
 
 #: Radii kept of one tree: quantiles of its length.
@@ -56,9 +58,9 @@ SCALARS = {
 }
 
 
-def facts_of(volume: Volume, level_per_mm: float) -> tuple[TreeFacts, FieldTree]:
-    """Facts of a field above a level, and the tree they come from (with its surface)."""
-    found = tree_from_field(volume, level_per_mm=level_per_mm, mesh=True)
+def facts_of(volume: Volume, level_per_mm: float, *, mesh: bool = False) -> tuple[TreeFacts, FieldTree]:
+    """Facts of a field above a level, and the tree they come from (with its surface, where ``mesh`` asks for it)."""
+    found = tree_from_field(volume, level_per_mm=level_per_mm, mesh=mesh)
     points = tree_points(found.tree)
     shares = (np.arange(RADII) + 0.5) / RADII
     some = len(points.radius_mm) > 0
@@ -76,6 +78,25 @@ def facts_of(volume: Volume, level_per_mm: float) -> tuple[TreeFacts, FieldTree]
             radii,
         ),
         found,
+    )
+
+
+def facts_of_tree(tree: VesselTree) -> TreeFacts:
+    """Facts of a tree that is known by its centrelines: no grid, no thinning.
+
+    ``pieces`` are pieces of the centrelines; ``volume_ml`` is that of the branches one by one.
+    """
+    points = tree_points(tree)
+    radius = points.radius_mm
+    return TreeFacts(
+        component_count(tree),
+        1.0,
+        tree.length_mm,
+        len(tree.branches),
+        len(bifurcations(tree)),
+        float(np.pi * np.mean(radius**2) * tree.length_mm / 1000) if len(radius) else 0.0,
+        float(np.ptp(points.points_lps_mm, axis=0).max()) if len(radius) else 0.0,
+        tuple(float(r) for r in np.quantile(radius, (np.arange(RADII) + 0.5) / RADII)) if len(radius) else (),
     )
 
 

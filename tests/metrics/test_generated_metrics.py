@@ -42,7 +42,7 @@ def fork() -> Volume:
 
 
 def test_facts_of_a_known_fork(fork):
-    facts, found = judge.facts_of(fork, MU / 2)
+    facts, found = judge.facts_of(fork, MU / 2, mesh=True)
     assert facts.one_tree and facts.largest_share == 1.0
     assert facts.length_mm == pytest.approx(branching().length_mm, rel=0.06)
     assert facts.bifurcations == 1 and facts.branches in (2, 3)  # an arm may continue the trunk
