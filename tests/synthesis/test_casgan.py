@@ -92,6 +92,14 @@ def test_generators_and_discriminators_learn_from_their_own_terms_only():
     assert float(first.detach()) == pytest.approx(terms + judged, rel=1e-4)
 
 
+def test_flat_crops_have_finite_gradients():
+    model = CasGan(CasganConfig(channels=8, patch_channels=8))
+    batch = {"x": torch.zeros(2, 1, 32, 32), "y": torch.full((2, 1, 32, 32), 0.5)}
+    total, _, _ = casgan_loss(model, batch, a_map, CasganWeights())
+    total.backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+
+
 def test_adversarial_forms_and_area():
     judgement = torch.tensor([0.0, 2.0])
     assert float(to_real(judgement, "least-squares")) == 1.0 and float(to_fake(judgement, "least-squares")) == 2.0
