@@ -11,6 +11,8 @@ from licag3d.train.loop import add_loop_flags
 
 #: Validation patients (of the VALIDATION seeds).
 VALIDATION_TREES = 48
+#: Steps that a trained generator stands still while encoder, critic and discriminator begin.
+GENERATOR_WAITS = 300
 
 
 def add_flags(parser) -> None:
@@ -196,6 +198,7 @@ def step_of_flags(arguments):
         image_every=arguments.image_every,
         progressive=arguments.progressive,
         views=1 if arguments.images else 2,
+        generator_start=0 if arguments.init == "random" else GENERATOR_WAITS,
     )
 
 
@@ -207,15 +210,18 @@ def begin_with(model, init: str) -> None:
     """
     from licag3d.models.generator import load_generator
     from licag3d.train.checkpoints import load_into, load_weights
+    from licag3d.train.generator_vectors import encoder_from_heads
 
     if init == "embedded":
         model.generator.load_state_dict(load_generator("generator")[0].state_dict())
+        encoder_from_heads(model.generator, model.encoder)
         return
     tensors, _ = load_weights(init)
     if any(key.startswith("generator.") for key in tensors):
         load_into(model, tensors, init)
     else:
         load_into(model.generator, tensors, init)
+        encoder_from_heads(model.generator, model.encoder)
 
 
 def finish(folder: Path, model, data, checks) -> Path:

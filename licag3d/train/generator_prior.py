@@ -96,6 +96,8 @@ def fit_prior(generator, encoder: TreeEncoder, data: VectorSet, shift_mm: float)
     out = {}
     mapping = generator.mapping
     for index, artery in enumerate(ARTERIES):
+        if len(data.number[artery]) < 2 * generator.config.z_dim:
+            continue  # too few patients to say how codes vary: random codes stay as they are
         x = completed(generator.structure, data, artery, shift_mm)
         contrast = (torch.rand(len(x), 1, generator=torch.Generator().manual_seed(1)) - 0.5) * 0.58
         codes = encoder(x, contrast, artery)[0]

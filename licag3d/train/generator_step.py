@@ -35,6 +35,7 @@ class StepSettings:
         field: of the losses at points; connectivity, radius, density: relative to soft Dice and attenuation.
         critic, image: of the adversarial terms of the generator; gamma_critic, gamma_image: of R1, every ``lazy``
             steps.
+        generator_start: first step that changes the generator; before it only encoder, critic and discriminator learn.
         critic_start, field_start, image_start: first steps of the parts. field_every, image_every: steps from one to
             the next of the dear parts (rendering on a CPU costs as much as ten steps on vectors).
         edge_mm: width of the wall in the field that is asked for.
@@ -55,6 +56,7 @@ class StepSettings:
     gamma_critic: float = 1.0
     gamma_image: float = 5.0
     lazy: int = 16
+    generator_start: int = 0
     critic_start: int = 200
     field_start: int = 0
     image_start: int = 200
@@ -106,6 +108,8 @@ def step_loss(model: Trainee, batch: dict, step: int) -> tuple[torch.Tensor, dic
     """
     s = model.step
     numbers: dict[str, torch.Tensor] = {}
+    # A trained generator must not run after critics and an encoder that have yet to learn.
+    model.generator.requires_grad_(step >= s.generator_start)
     with torch.autocast(batch["rca.vector"].device.type, enabled=False):
         total, codes = _vector_part(model, batch, numbers)
         if s.critic and step >= s.critic_start:

@@ -253,24 +253,58 @@ def start_from_components(generator, encoder: TreeEncoder, data: VectorSet, shif
         size = (s[:count] / len(x) ** 0.5).clamp_min(1e-3)
         load = torch.zeros(x.shape[1], z_dim)
         load[:, :count] = v[:count].T * size
-        encoder.skip[artery].weight.zero_()
-        encoder.skip[artery].weight[:count, : x.shape[1]] = v[:count] / size[:, None] / encoder.skip[artery].scale
-        encoder.skip[artery].bias.zero_()
-        rest = torch.eye(x.shape[1]) - v[:count].T @ v[:count]
-        delta = encoder.delta[artery].weight
-        delta.zero_()
-        first = delta.shape[1] - encoder.skip[artery].weight.shape[1]
         for g, (low, high) in enumerate(zip(stage.cuts[artery][:-1], stage.cuts[artery][1:], strict=True)):
-            part = load[low:high]
-            stage.straight[g].weight[stage.rows(artery, g)] = part / stage.straight[g].scale
-            # What one code for all branches leaves over, each style takes up for its own (least squares, damped).
-            solve = torch.linalg.solve(part.T @ part + 1e-3 * torch.eye(z_dim), part.T)
-            delta[g * z_dim : (g + 1) * z_dim, first : first + x.shape[1]] = (
-                solve @ rest[low:high] / encoder.delta[artery].scale
-            )
+            stage.straight[g].weight[stage.rows(artery, g)] = load[low:high] / stage.straight[g].scale
     for layer in stage.last:
         layer.weight.zero_()
+    encoder_from_heads(generator, encoder)
+
+
+@torch.no_grad()
+def encoder_from_heads(generator, encoder: TreeEncoder, *, damping: float = 1e-4) -> None:
+    """Begin the encoder as what reads off, in the least-squares sense, what the generator writes.
+
+    The generator is taken as linear about the code zero. What one code for all branches leaves over, each style takes
+    up for its own. For a new generator this is its linear start, for a trained one a start that spares its heads.
+    """
+    stage, size = generator.structure, generator.config.z_dim
+    step = 0.5
+    codes = torch.cat([torch.zeros(1, size), step * torch.eye(size)])
+    for index, artery in enumerate(ARTERIES):
+        label = torch.zeros(len(codes), len(generator.config.labels))
+        label[:, index] = 1.0
+        mean, spread = getattr(stage, f"{artery}_mean"), getattr(stage, f"{artery}_spread")
+        w = generator.map_code(codes, label)
+
+        def written(styles, artery=artery, mean=mean, spread=spread):
+            return (stage.vectors(styles, artery) - mean) / spread
+
+        about = written(generator.spread(w)[:, : stage.groups])
+        middle, slope = about[0], (about[1:] - about[0]).T / step
+        read = _solve(slope, damping)
+        skip = encoder.skip[artery]
+        skip.weight.zero_()
+        skip.weight[:, : len(middle)] = read / skip.scale
+        skip.bias.copy_(-read @ middle)
+        rest = torch.eye(len(middle)) - slope @ read
+        left = middle - slope @ (read @ middle)
+        delta = encoder.delta[artery]
+        delta.weight.zero_()
+        first = delta.weight.shape[1] - skip.weight.shape[1]
+        for g, (low, high) in enumerate(zip(stage.cuts[artery][:-1], stage.cuts[artery][1:], strict=True)):
+            styles = w[:1, None].repeat(w.shape[1] + 1, stage.groups, 1)
+            styles[1:, g] += step * torch.eye(w.shape[1])
+            moved = written(styles)[:, low:high]
+            solve = _solve((moved[1:] - moved[0]).T / step, 10 * damping)
+            rows = slice(g * w.shape[1], (g + 1) * w.shape[1])
+            delta.weight[rows, first : first + len(middle)] = solve @ rest[low:high] / delta.scale
+            delta.bias[rows] = -solve @ left[low:high]
     encoder.z.weight.zero_()
+
+
+def _solve(matrix: torch.Tensor, damping: float) -> torch.Tensor:
+    """Damped least-squares inverse."""
+    return torch.linalg.solve(matrix.T @ matrix + damping * torch.eye(matrix.shape[1]), matrix.T)
 
 
 def _length(x: torch.Tensor) -> torch.Tensor:

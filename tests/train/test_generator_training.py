@@ -242,3 +242,27 @@ def test_what_is_unknown_of_a_patient_is_drawn_and_what_is_known_is_kept(pool):
             asked = torch.ones(len(x), dtype=torch.bool) if slot.parent < 0 else there[:, slot.parent]
             assert ((x[:, places[k]] >= limit[k] - 1e-5) == there[:, k])[asked & there[:, k]].all()
             assert (x[:, places[k]] <= limit[k] + 1e-5)[asked & ~there[:, k]].all()
+
+
+def test_the_encoder_of_a_trained_generator_is_found_without_training(pool):
+    """Held-out trees come back through the embedded weights, better with a delta per style than from one code."""
+    from licag3d.train.generator_vectors import TreeEncoder, encoder_from_heads, encoder_input
+
+    generator, _ = load_generator()
+    stage = generator.structure
+    sizes = {artery: table.size for artery, table in stage.tables.items()}
+    encoder = TreeEncoder(sizes, 256, 256, stage.groups)
+    encoder_from_heads(generator, encoder)
+    torch.manual_seed(0)
+    held = VectorSet(grow_trees(splits.DEVELOPMENT[:6], progress=False), stage.tables)
+    assert len(held.number["rca"]) and len(held.number["lca"])
+    for artery in ("rca", "lca"):
+        truth, known = held.vector[artery], held.known[artery]
+        label = labels_of([artery] * len(truth))
+        with torch.no_grad():
+            code, _, delta = encoder(encoder_input(stage, artery, truth, known), torch.zeros(len(truth), 1), artery)
+            styles = generator.spread(generator.map_code(code, label))[:, : stage.groups]
+            by_code, by_styles = (
+                course_error_mm(stage, artery, stage.vectors(w, artery), truth) for w in (styles, styles + delta)
+            )
+        assert by_styles < 0.5 and by_styles < by_code < 1.5
