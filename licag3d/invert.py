@@ -54,7 +54,7 @@ def parser() -> Parser:
         "--prior",
         default="embedded",
         metavar="embedded|none|PATH",
-        help="learned prior; this version has none embedded and reconstructs by matching alone",
+        help="learned prior; a generator of trees is embedded, but reconstruction does not use it yet: matching alone",
     )
     made.add_argument(
         "--artery",
@@ -132,7 +132,7 @@ def main(argv: list[str]) -> int:
     warnings = [note for note in notes if note not in routine and note not in assumptions]
     if given.prior == "embedded":
         assumptions.append(
-            "No learned prior is embedded in this version: the tree comes from centreline matching alone."
+            "The embedded generator of trees is not used for reconstruction yet: the tree comes from centreline matching alone."
         )
     from licag3d.inversion.pipeline import reconstruct
     from licag3d.inversion.state import StageStore
