@@ -132,7 +132,7 @@ def main(argv: list[str]) -> int:
     warnings = [note for note in notes if note not in routine and note not in assumptions]
     if given.prior == "embedded":
         assumptions.append(
-            "The embedded generator of trees is not used for reconstruction yet: the tree comes from centreline matching alone."
+            "The embedded generator of trees is not used yet: the tree comes from centreline matching alone."
         )
     from licag3d.inversion.pipeline import reconstruct
     from licag3d.inversion.state import StageStore
