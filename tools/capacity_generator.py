@@ -25,7 +25,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from capacity_gauge import SPACING_MM, TREES, Target, mean_rows, scores, supervision
 
 from licag3d.io.atomic import write_text
@@ -36,7 +35,7 @@ from licag3d.ops import query_triplane
 from licag3d.ops.triplane_decoder import TriplaneDecoder
 
 #: Steps of each part, and points per step, half of them within six voxels of the vessels.
-STEPS = {"vectors": 600, "codes": 40, "tuned": 80, "residual": 150}
+STEPS = {"vectors": 300, "codes": 15, "tuned": 40, "residual": 80}
 POINTS = 16384
 
 
@@ -63,10 +62,10 @@ def code_of(generator: Generator, target: Target, artery: str, steps: int) -> to
         found = stage.vectors(styles, artery)
         # The decoder knows the contrasts of its training only.
         contrast = generator.contrast(styles[:, 0]) - 1
-        loss = (
-            contrast.square().mean()
-            + F.softplus(torch.where(present, -1.0, 1.0) * found[0, _is_presence(table)]).mean()
-        )
+        # A branch is drawn in full calibre only when its presence is sure: a logit of 1.5.
+        sign = torch.where(present, 1.0, -1.0)
+        unsure = (1.5 - sign * found[0, _is_presence(table)]).clamp_min(0)
+        loss = contrast.square().mean() + unsure.square().mean()
         for k, (points, width, _) in enumerate(stage.courses(found, artery)):
             if present[k]:
                 loss = loss + (points - true[k][0]).square().sum(-1).mean() / 4
