@@ -352,12 +352,16 @@ def _scale(frame: Frame, source: Source) -> tuple[float, float]:
     return low, high if high > low else float(values.max())
 
 
+#: Width of the rim left out when the polarity is judged, pixels of the reduced image.
+_RIM = 8
+
+
 def _vessels_bright(image: np.ndarray) -> bool:
     """True only when bright ridges are clearly stronger than dark ones: in doubt an angiogram is what it should be.
 
     A dark vessel has weaker bright flanks (0.45 of it for a Gaussian profile), while the steps of diaphragm and spine
-    make
-    both alike: the strongest half percent of both kinds tells (bright over dark was 0.5 to 1.1 on eleven real frames).
+    make both alike: the strongest half percent of both kinds tells (bright over dark was 0.66 to 0.81 on eight real
+    frames). The rim of the field stays out widely: a soft shutter is a bright ridge stronger than any vessel.
     """
     from scipy import ndimage
 
@@ -365,7 +369,7 @@ def _vessels_bright(image: np.ndarray) -> bool:
 
     small = _small(image)
     # A border is recognised whichever way the grey values run.
-    valid = _inner(valid_area(small) & valid_area(1 - small))
+    valid = ndimage.binary_erosion(_inner(valid_area(small) & valid_area(1 - small)), iterations=_RIM, border_value=0)
     if valid.sum() < 0.1 * valid.size:
         return False
     ratio = 1.0
@@ -374,4 +378,4 @@ def _vessels_bright(image: np.ndarray) -> bool:
         mean, half = (rr + cc) / 2, np.hypot((rr - cc) / 2, rc)
         dark, bright = (np.percentile(sign * mean + half - np.abs(sign * mean - half), 99.5) for sign in (1, -1))
         ratio *= float(bright) / max(float(dark), 1e-9)
-    return ratio**0.5 > 1.25
+    return ratio**0.5 > 1.15
