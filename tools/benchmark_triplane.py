@@ -189,7 +189,7 @@ def measure_memory(options: argparse.Namespace) -> dict[str, float]:
     from licag3d.ops import query_triplane, reference, render_triplane
 
     render, _ = _prepare(options, render_triplane, query_triplane, reference)
-    options.pixels = 16
+    options.pixels = 32
     Problem(options).step(render)[1]()  # libraries, threads
     options.pixels, options.samples = 512, 256
     coronary = coronary_cells(options.cells).to(options.device)
