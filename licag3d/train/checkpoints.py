@@ -44,6 +44,26 @@ def load_weights(path) -> tuple[dict[str, torch.Tensor], dict]:
         raise InputError(f"{path}: cannot be read as weights ({' '.join(str(error).split())[:120]})") from None
 
 
+def export_weights(run_folder, model: str, name: str, folder=None) -> dict:
+    """Half-precision weights ``name`` and their card, of a finished run, into ``folder`` (default: the package's own).
+
+    Args:
+        run_folder: holds ``MODEL.safetensors``, ``curves.jsonl`` and ``config.json``.
+        model: of the run, as ``segmentor``.
+
+    Returns:
+        The card: facts of the run, settings, and the validations as ``curve``.
+    """
+    from licag3d.weights import save
+
+    run_folder = Path(run_folder)
+    tensors, facts = load_weights(run_folder / f"{model}.safetensors")
+    entries = [json.loads(line) for line in (run_folder / "curves.jsonl").read_text("utf-8").splitlines()]
+    curve = [{"step": entry["step"], **entry["validation"]} for entry in entries if "validation" in entry]
+    settings = json.loads((run_folder / "config.json").read_text("utf-8"))["settings"]
+    return save(name, tensors, {"model": model, **facts, "settings": settings, "curve": curve}, folder)
+
+
 def load_into(model: torch.nn.Module, tensors: dict[str, torch.Tensor], source: str) -> None:
     """Put tensors into a model of the same architecture.
 

@@ -57,6 +57,7 @@ def main(arguments) -> int:
     from licag3d.models.generator import config_facts
     from licag3d.phantom import splits
     from licag3d.train import generator_step as steps
+    from licag3d.train.checkpoints import export_weights
     from licag3d.train.generator_batch import BatchMaker
     from licag3d.train.generator_check import Checks
     from licag3d.train.generator_data import pool_of
@@ -124,7 +125,7 @@ def main(arguments) -> int:
         return 0  # the first process of torchrun has the files
     file = finish(folder, model, data, checks)
     if arguments.export:
-        export(folder, arguments.export, folder)
+        export_weights(folder, "generator", arguments.export, folder)
     ended = "finished" if outcome.finished else "stopped at the time limit (go on with --resume)"
     print(f"{ended} after {outcome.steps} steps, best score {outcome.score:.4f} at step {outcome.best_step}: {file}")
     return 0
@@ -251,21 +252,3 @@ def finish(folder: Path, model, data, checks) -> Path:
     file = folder / "generator.safetensors"
     save_weights(file, model.generator, {**card, "lumen_mu_per_mm": INSIDE_MU})
     return file
-
-
-def export(run_folder, name: str, folder=None, extra: dict | None = None) -> dict:
-    """Half-precision weights and card of a run, into ``folder`` (default: the package's own weights)."""
-    import json
-
-    from licag3d.train.checkpoints import load_weights
-    from licag3d.weights import save
-
-    run_folder = Path(run_folder)
-    tensors, card = load_weights(run_folder / "generator.safetensors")
-    curve = []
-    for line in (run_folder / "curves.jsonl").read_text("utf-8").splitlines():
-        entry = json.loads(line)
-        if "validation" in entry:
-            curve.append({"step": entry["step"], **entry["validation"]})
-    settings = json.loads((run_folder / "config.json").read_text("utf-8"))["settings"]
-    return save(name, tensors, {**card, "settings": settings, "curve": curve, **(extra or {})}, folder)

@@ -213,7 +213,7 @@ def validate(model, pairs) -> dict[str, float]:
 def _finish(arguments, settings, outcome, config: dict) -> int:
     """Write ``mask_first.safetensors`` of the best validation with its configuration; export it where asked."""
     from licag3d.models.segmentor import build, config_from
-    from licag3d.train.loop import load_into, load_weights, save_weights
+    from licag3d.train.checkpoints import export_weights, load_into, load_weights, save_weights
 
     folder = outcome.folder
     tensors, facts = load_weights(folder / "best.safetensors")
@@ -221,26 +221,8 @@ def _finish(arguments, settings, outcome, config: dict) -> int:
     load_into(model, tensors, "best.safetensors")
     save_weights(folder / "mask_first.safetensors", model, facts | config | {"seed": settings.seed})
     if arguments.export:
-        export(folder, arguments.export, folder)
+        export_weights(folder, "mask_first", arguments.export, folder)
     ended = "finished" if outcome.finished else "stopped at the time limit (go on with --resume)"
     best = f", best clDice {outcome.score:.4f} at step {outcome.best_step}" if outcome.score is not None else ""
     print(f"{ended} after {outcome.steps} steps{best}: {folder / 'mask_first.safetensors'}")
     return 0
-
-
-def export(run_folder, name: str, folder=None, extra: dict | None = None) -> dict:
-    """Half-precision weights and card of a run, into ``folder`` (default: the package's own weights)."""
-    import json
-
-    from licag3d.train.loop import load_weights
-    from licag3d.weights import save
-
-    run_folder = Path(run_folder)
-    tensors, facts = load_weights(run_folder / "mask_first.safetensors")
-    curve = []
-    for line in (run_folder / "curves.jsonl").read_text("utf-8").splitlines():
-        entry = json.loads(line)
-        if "validation" in entry:
-            curve.append({"step": entry["step"], **entry["validation"]})
-    settings = json.loads((run_folder / "config.json").read_text("utf-8"))["settings"]
-    return save(name, tensors, {**facts, "settings": settings, "curve": curve, **(extra or {})}, folder)

@@ -253,7 +253,7 @@ def _field(image):
 
 def finish(arguments, settings, model, outcome, data: dict) -> int:
     """Write ``segmentor.safetensors`` of the best validation with its configuration; export it where asked."""
-    from licag3d.train.loop import load_into, load_weights, save_weights
+    from licag3d.train.checkpoints import export_weights, load_into, load_weights, save_weights
 
     folder = outcome.folder
     tensors, facts = load_weights(folder / "best.safetensors")
@@ -261,27 +261,8 @@ def finish(arguments, settings, model, outcome, data: dict) -> int:
     facts = facts | run_config(model, arguments) | {"data": data, "seed": settings.seed}
     save_weights(folder / "segmentor.safetensors", model, facts)
     if arguments.export:
-        export(folder, arguments.export, folder)
+        export_weights(folder, "segmentor", arguments.export, folder)
     ended = "finished" if outcome.finished else "stopped at the time limit (go on with --resume)"
     best = f", best score {outcome.score:.4f} at step {outcome.best_step}" if outcome.score is not None else ""
     print(f"{ended} after {outcome.steps} steps{best}: {folder / 'segmentor.safetensors'}")
     return 0
-
-
-def export(run_folder, name: str, folder=None, extra: dict | None = None) -> dict:
-    """Half-precision weights and card of a run, into ``folder`` (default: the package's own weights)."""
-    import json
-
-    from licag3d.train.loop import load_weights
-    from licag3d.weights import save
-
-    run_folder = Path(run_folder)
-    tensors, facts = load_weights(run_folder / "segmentor.safetensors")
-    curve = []
-    for line in (run_folder / "curves.jsonl").read_text("utf-8").splitlines():
-        entry = json.loads(line)
-        if "validation" in entry:
-            curve.append({"step": entry["step"], **entry["validation"]})
-    settings = json.loads((run_folder / "config.json").read_text("utf-8"))["settings"]
-    card = {"model": "segmentor", **facts, "settings": settings, "curve": curve, **(extra or {})}
-    return save(name, tensors, card, folder)
