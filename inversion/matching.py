@@ -4,7 +4,7 @@ agree."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,9 @@ from licag3d.inversion.chains import Chains
 from licag3d.inversion.epipolar import epipolar_angles, epipolar_pair
 from licag3d.inversion.tables import PathTables, path_tables
 from licag3d.ops.match import PathPrices
+
+#: Cost per mm ``(M,)`` of places ``(M, 3)``, mm in the frame of the cameras given.
+PlaceCost = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,7 @@ def match_views(
     *,
     seed: int = 0,
     witnesses: Sequence[tuple[Camera, Chains]] = (),
+    place_costs: Sequence[PlaceCost] = (),
 ) -> Match:
     """Match the centrelines of two views.
 
@@ -94,8 +98,9 @@ def match_views(
         chains: their centreline pieces.
         seed: unused by this method, which draws nothing at random; kept so that all stages are called alike.
         witnesses: further views, corrected, with their centrelines: places that they do not show as vessel cost more.
+        place_costs: what every place costs besides, per mm of centreline, as a prior of the tree says.
     """
-    tables = both_tables(cameras, chains, settings, witnesses)
+    tables = both_tables(cameras, chains, settings, witnesses, place_costs)
     links = tuple(
         agreement_links(tables[a], tables[1 - a], chains[a].weight_mm, settings.mutual_price, settings.agree_mm)
         for a in (0, 1)
@@ -105,7 +110,9 @@ def match_views(
     return _collect(states, tables, chains, cost, settings.agree_mm)
 
 
-def both_tables(cameras, chains, settings: MatchSettings, witnesses=()) -> tuple[PathTables, PathTables]:
+def both_tables(
+    cameras, chains, settings: MatchSettings, witnesses=(), place_costs=()
+) -> tuple[PathTables, PathTables]:
     """Cost tables of the paths of either view through the other."""
     candidates = both_candidates(cameras, chains, settings)
     return tuple(
@@ -119,10 +126,21 @@ def both_tables(cameras, chains, settings: MatchSettings, witnesses=()) -> tuple
             end_price=settings.end_price,
             end_cap_mm=settings.end_cap_mm,
             along_share=settings.along_share,
-            extra=_witness_costs(candidates[a], witnesses, settings),
+            extra=_extra_costs(candidates[a], witnesses, place_costs, settings),
         )
         for a in (0, 1)
     )
+
+
+def _extra_costs(candidates: Candidates, witnesses, place_costs, settings: MatchSettings) -> np.ndarray | None:
+    """What further views and others say about every candidate, cost per mm; ``(N, K)``, None where nobody is asked."""
+    total = _witness_costs(candidates, witnesses, settings)
+    for ask in place_costs:
+        cost = np.zeros(candidates.cost.shape)
+        real = np.isfinite(candidates.cost)
+        cost[real] = ask(candidates.points_mm[real])
+        total = cost if total is None else total + cost
+    return total
 
 
 def _witness_costs(candidates: Candidates, witnesses, settings: MatchSettings) -> np.ndarray | None:

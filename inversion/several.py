@@ -15,7 +15,7 @@ from licag3d.inversion.chains import Chains
 from licag3d.inversion.consistency import Contrast
 from licag3d.inversion.filling import fill_gaps
 from licag3d.inversion.gauge import fix_scale
-from licag3d.inversion.matching import Match, match_views
+from licag3d.inversion.matching import Match, PlaceCost, match_views
 from licag3d.inversion.settings import InversionSettings
 
 #: Shares of centreline matched, below which a result is doubtful.
@@ -106,11 +106,21 @@ def correct_cameras(
     return tuple(corrected), {"history": history, "note": note[0].upper() + note[1:] + ".", "warnings": warnings}
 
 
-def match_all(cameras: Sequence[Camera], chains: Sequence[Chains], settings: InversionSettings) -> Correspondence:
-    """Match all views against the reference and fix the scale."""
+def match_all(
+    cameras: Sequence[Camera],
+    chains: Sequence[Chains],
+    settings: InversionSettings,
+    *,
+    place_costs: Sequence[PlaceCost] = (),
+) -> Correspondence:
+    """Match all views against the reference and fix the scale.
+
+    Args:
+        place_costs: see :func:`licag3d.inversion.matching.match_views`; places are in the frame of ``cameras``.
+    """
     if len(cameras) == 1:
         return _single(cameras[0], chains[0], settings)
-    cameras, matches = _match_pairs(list(cameras), chains, settings)
+    cameras, matches = _match_pairs(list(cameras), chains, settings, place_costs)
     sure = settings.assembly.least_confidence
     matches = [
         fill_gaps(match, (cameras[0], cameras[k]), settings.fill, surer_than=sure)
@@ -156,12 +166,18 @@ def match_all(cameras: Sequence[Camera], chains: Sequence[Chains], settings: Inv
     )
 
 
-def _match_pairs(cameras: list[Camera], chains: Sequence[Chains], settings: InversionSettings):
+def _match_pairs(cameras: list[Camera], chains: Sequence[Chains], settings: InversionSettings, place_costs=()):
     """Match every view against the first, in one scale; the views beside a pair are its witnesses."""
     first = cameras[0]
     matches: list[Match] = []
     for k in range(1, len(cameras)):
-        match = match_views((first, cameras[k]), (chains[0], chains[k]), settings.match, seed=settings.seed)
+        match = match_views(
+            (first, cameras[k]),
+            (chains[0], chains[k]),
+            settings.match,
+            seed=settings.seed,
+            place_costs=place_costs if k == 1 else (),  # later pairs have another scale yet
+        )
         if k > 1:
             scale = _relative_scale(first.source_lps_mm, matches[0].points_mm[0], match.points_mm[0])
             cameras[k] = scale_gauge(first, cameras[k], scale)[1]
@@ -174,6 +190,7 @@ def _match_pairs(cameras: list[Camera], chains: Sequence[Chains], settings: Inve
                 settings.match,
                 seed=settings.seed,
                 witnesses=[(cameras[j], chains[j]) for j in range(1, len(cameras)) if j != k],
+                place_costs=place_costs,
             )
             for k in range(1, len(cameras))
         ]

@@ -94,3 +94,22 @@ def test_smoothing_keeps_a_bent_curve_and_repairs_depth():
     before = nearest_distances(noisy, truth)[0]
     after = nearest_distances(smooth_curve(noisy, normals, step), truth)[0]
     assert after.mean() < 0.7 * before.mean()
+
+
+def test_what_a_place_costs_is_added_to_every_candidate():
+    cameras = two_cameras()
+    chains = tuple(chains_of(vessels(), c) for c in cameras)
+    plain = match_views(cameras, chains, MatchSettings())
+    free = match_views(cameras, chains, MatchSettings(), place_costs=[lambda points_mm: np.zeros(len(points_mm))])
+    assert free.cost == plain.cost
+    asked = []
+
+    def low_is_dear(points_mm):
+        asked.append(points_mm)
+        return np.where(points_mm[:, 2] < 10.0, 50.0, 0.0)
+
+    match = match_views(cameras, chains, MatchSettings(), place_costs=[low_is_dear])
+    assert all(np.isfinite(points).all() for points in asked)
+    for before, after in zip(plain.points_mm, match.points_mm, strict=True):
+        assert (before[:, 2] < 10.0).sum() > 20
+        assert (after[np.isfinite(after[:, 0]), 2] >= 10.0).all()
