@@ -1,0 +1,437 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Views in, W+ code of the generator out: a pSp-style encoder that knows its cameras.
+
+Every view is brought into a window of fixed size in mm about its vessels (:mod:`licag3d.models.view_windows`), so that
+table offsets of any size leave the pictures unchanged. One small convolutional pyramid, shared by all views and turned
+to their angles (FiLM), gives tokens and dense maps; style queries attend over the tokens of all views, whatever their
+number and order; one head for all styles writes the code as a distance from the mean code of the artery.
+
+After Richardson et al. (pSp, CVPR 2021: pyramid, styles as offsets from the mean) and Tov et al. (e4e, SIGGRAPH 2021:
+one code plus small deltas), with the map-to-style networks replaced by queries and one shared head: the published
+heads hold 175 million numbers, these 0.1 million.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from licag3d.errors import InputError
+from licag3d.models.branch_table import ARTERIES, table_of
+from licag3d.models.vit import initialise
+
+#: Raised when tensors of older files no longer mean the same.
+ENCODER_VERSION = 1
+#: Most views of one patient.
+MOST_VIEWS = 8
+#: Numbers that describe the camera of a view: beam, column and row direction, distances, pixel aspect.
+CAMERA_NUMBERS = 11
+
+
+@dataclass(frozen=True)
+class TreeEncoderConfig:
+    """Architecture.
+
+    Args:
+        channels: of a window: vessel probability and line integral; a third is the frame itself (0..1).
+        window_px: rows and columns of a window; window_mm: its edge at the isocentre.
+        widths: of the pyramid at a half, a quarter, ... a 32nd of the window.
+        token: width of tokens. blocks: of self-attention within a view; readers: of style queries over all views.
+        heads: of attention. dense: width of the dense maps at a quarter of the window.
+        styles: of the generator that W+ codes are for; structure: of those, the first that write the tree.
+        w_dim: size of a style. tuple_dim: size of the code that tells patients apart.
+        start: ``none``, or ``vasomim``: the tokens of the embedded angiogram encoder (frozen, not part of these
+            weights) enter the pyramid as one more level.
+        lifted: channels of the tri-plane residual lifted from the views; 0 leaves it out.
+    """
+
+    channels: int = 2
+    window_px: int = 256
+    window_mm: float = 140.0
+    widths: tuple[int, ...] = (24, 40, 64, 96, 128)
+    token: int = 128
+    blocks: int = 2
+    readers: int = 2
+    heads: int = 4
+    dense: int = 32
+    styles: int = 16
+    structure: int = 5
+    w_dim: int = 256
+    tuple_dim: int = 64
+    start: str = "none"
+    lifted: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "widths", tuple(int(width) for width in self.widths))
+        if self.start not in ("none", "vasomim"):
+            raise InputError(f"start is '{self.start}'; choose none or vasomim")
+        for name, low, high in (
+            ("channels", 2, 3),
+            ("window_px", 32, 1024),
+            ("window_mm", 40, 400),
+            ("token", 8, 1024),
+            ("blocks", 0, 12),
+            ("readers", 1, 12),
+            ("heads", 1, 16),
+            ("dense", 4, 512),
+            ("styles", 1, 64),
+            ("structure", 1, 16),
+            ("w_dim", 1, 4096),
+            ("tuple_dim", 2, 1024),
+            ("lifted", 0, 64),
+        ):
+            if not low <= getattr(self, name) <= high:
+                raise InputError(f"{name} is {getattr(self, name)}; give {low} to {high}")
+        if len(self.widths) < 3 or not all(4 <= width <= 1024 for width in self.widths):
+            raise InputError(f"widths is {self.widths}; give 3 or more numbers from 4 to 1024")
+        if self.window_px % (1 << len(self.widths)):
+            raise InputError(f"window_px is {self.window_px}; give a multiple of {1 << len(self.widths)}")
+        if self.token % self.heads or self.token % 4:
+            raise InputError(f"token is {self.token}; give a multiple of 4 and of heads ({self.heads})")
+        if self.structure > self.styles:
+            raise InputError(f"structure is {self.structure}, more than the {self.styles} styles")
+
+    @property
+    def map_px(self) -> int:
+        """Rows and columns of the dense maps."""
+        return self.window_px // 4
+
+
+@dataclass(frozen=True)
+class ViewFeatures:
+    """What one view gives, before views meet; ``(B, V, ...)``.
+
+    tokens ``(B, V, T, token)``; maps ``(B, V, dense, M, M)``; names ``(B, V, slots, M, M)`` logits of branches (right
+    ones first, then left ones, then "no vessel of the tree"); share ``(B, V, M, M)`` logit of the share of that branch.
+    """
+
+    tokens: torch.Tensor
+    maps: torch.Tensor
+    names: torch.Tensor
+    share: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Codes:
+    """What an encoding of B patients gives.
+
+    Args:
+        w_plus: ``(B, styles, w_dim)`` for the artery asked for. delta: ``(B, structure, w_dim)``, what its first styles
+            have beyond the common w.
+        label: ``(B, 3)`` logits of right, left, co-dominant.
+        tuple_code: ``(B, tuple_dim)``, unit length.
+        place_mm: ``(B, V, 2)`` column and row of the centre of the box from the middle of each window, at the
+            isocentre. log_scale: ``(B, V)`` of the magnification against that of the isocentre.
+        log_spread: ``(B, 2)`` of the expected errors: course in mm, and scale.
+    """
+
+    w_plus: torch.Tensor
+    delta: torch.Tensor
+    label: torch.Tensor
+    tuple_code: torch.Tensor
+    place_mm: torch.Tensor
+    log_scale: torch.Tensor
+    log_spread: torch.Tensor
+
+
+class TreeFromViews(nn.Module):
+    """See the text of the module. Sizes: B patients, V views (1 to 8).
+
+    Example:
+        >>> net = TreeFromViews(TreeEncoderConfig(window_px=64, widths=(8, 8, 16, 16), token=16, dense=8))
+        >>> seen = net.see(torch.rand(2, 3, 2, 64, 64), torch.rand(2, 3, CAMERA_NUMBERS))
+        >>> codes = net.read(seen, torch.tensor([0, 1]))
+        >>> tuple(codes.w_plus.shape), tuple(codes.place_mm.shape)
+        ((2, 16, 256), (2, 3, 2))
+    """
+
+    def __init__(self, config: TreeEncoderConfig):
+        super().__init__()
+        self.config = c = config
+        self.slots = tuple(len(table_of(artery).slots) for artery in ARTERIES)
+        before = c.channels
+        self.down, self.blocks_2d, self.turn = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
+        self.camera = nn.Sequential(nn.Linear(CAMERA_NUMBERS, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU())
+        for level, width in enumerate(c.widths):
+            self.down.append(nn.Conv2d(before, width, 5 if level == 0 else 3, 2, 2 if level == 0 else 1))
+            # The first level is wide in pixels and would cost as much as all others.
+            self.blocks_2d.append(nn.Sequential(*(_Residual(width) for _ in range(min(level, 2)))))
+            self.turn.append(nn.Linear(64, 2 * width))
+            before = width
+        self.other = nn.Conv2d(VASOMIM_WIDTH, c.widths[-1], 1) if c.start == "vasomim" else None
+        self.up = nn.ModuleList(
+            nn.Conv2d(low + high, out, 3, padding=1)
+            for low, high, out in zip(
+                (c.widths[-1], *[c.dense] * (len(c.widths) - 3)),
+                c.widths[-2:0:-1],
+                [c.dense] * (len(c.widths) - 2),
+                strict=True,
+            )
+        )
+        self.name = nn.Conv2d(c.dense, sum(self.slots) + 2, 1)
+        self.enter = nn.Linear(c.widths[-1], c.token)
+        self.enter_camera = nn.Linear(64, c.token)
+        self.blocks = nn.ModuleList(_Mixer(c.token, c.heads) for _ in range(c.blocks))
+        self.back = nn.Linear(c.token, c.widths[-1])
+        # Per artery: the common code and its structure styles; for both: label, patient.
+        self.query = nn.Parameter(0.5 * torch.randn(2, 1 + c.structure, c.token))
+        self.question = nn.Parameter(0.5 * torch.randn(2, c.token))
+        self.readers = nn.ModuleList(_Mixer(c.token, c.heads) for _ in range(c.readers))
+        self.to_style = nn.Sequential(nn.Linear(c.token, 2 * c.token), nn.SiLU(), nn.Linear(2 * c.token, c.w_dim))
+        self.to_label = nn.Linear(c.token, 3)
+        self.to_tuple = nn.Linear(c.w_dim + c.token, c.tuple_dim)
+        self.view_question = nn.Parameter(0.5 * torch.randn(1, c.token))
+        self.view_reader = _Mixer(c.token, c.heads)
+        self.to_view = nn.Sequential(nn.Linear(2 * c.token, c.token), nn.SiLU(), nn.Linear(c.token, 3))
+        self.to_spread = nn.Linear(c.token, 2)
+        for part in (self.camera, self.enter, self.enter_camera, self.back, self.to_style, self.to_label, self.to_tuple,
+                     self.to_view, self.to_spread):  # fmt: skip
+            initialise(part)
+        for layer in (*self.down, *self.up, self.name, *self.turn):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
+            nn.init.zeros_(layer.bias)
+        with torch.no_grad():
+            # Begin at the mean tree, seen in the middle of every window.
+            for last in (self.to_style[-1], self.to_view[-1], self.to_spread, *self.turn):
+                last.weight.mul_(0.1)
+            self.name.weight.mul_(0.1)
+        # Set from the generator and its training vectors: the mean code of each artery, and the spread about it.
+        self.register_buffer("w_average", torch.zeros(2, c.w_dim))
+        self.register_buffer("w_spread", torch.ones(2, c.w_dim))
+        # Fitted on validation pairs: slope and intercept of the log odds of "same patient" over the cosine of codes.
+        self.register_buffer("same_patient", torch.tensor([[8.0, -4.0], [8.0, -4.0]]))
+
+    def see(self, windows: torch.Tensor, cameras: torch.Tensor, frozen: torch.Tensor | None = None) -> ViewFeatures:
+        """Features of each view by itself.
+
+        Args:
+            windows: ``(B, V, channels, S, S)`` float. cameras: ``(B, V, CAMERA_NUMBERS)``.
+            frozen: ``(B, V, VASOMIM_WIDTH, h, w)`` tokens of the angiogram encoder where ``start`` is ``vasomim``.
+
+        Raises:
+            InputError: another number of channels or pixels, or more than eight views.
+        """
+        c = self.config
+        if windows.ndim != 5 or tuple(windows.shape[2:]) != (c.channels, c.window_px, c.window_px):
+            raise InputError(
+                f"windows have shape {tuple(windows.shape)}; give (B, V, {c.channels}, {c.window_px}, {c.window_px})"
+            )
+        b, v = windows.shape[:2]
+        if not 1 <= v <= MOST_VIEWS:
+            raise InputError(f"{v} views; give 1 to {MOST_VIEWS}")
+        angle = self.camera(cameras.reshape(b * v, -1).to(windows.dtype))
+        x = windows.reshape(b * v, *windows.shape[2:]).contiguous(memory_format=torch.channels_last)
+        levels = []
+        for down, blocks, turn in zip(self.down, self.blocks_2d, self.turn, strict=True):
+            scale, shift = turn(angle)[:, :, None, None].chunk(2, 1)
+            x = F.silu(down(x) * (1 + scale) + shift)
+            x = blocks(x)
+            levels.append(x)
+        if self.other is not None:
+            if frozen is None:
+                raise InputError("this encoder needs the tokens of the angiogram encoder; give frozen")
+            far = F.interpolate(frozen.flatten(0, 1).to(x.dtype), size=x.shape[-2:], mode="area")
+            x = x + self.other(far)
+        tokens = self.enter(x.flatten(2).transpose(1, 2)) + self.enter_camera(angle)[:, None]
+        place = _places(x.shape[-1], c.token, x.device).to(tokens.dtype)
+        tokens = tokens + place
+        for block in self.blocks:
+            tokens = block(tokens, tokens)
+        # The dense maps see the tokens too: what a vessel is called depends on the whole picture.
+        x = x + self.back(tokens).transpose(1, 2).unflatten(2, x.shape[-2:])
+        for up, beside in zip(self.up, levels[-2:0:-1], strict=True):
+            x = F.silu(up(torch.cat([F.interpolate(x, scale_factor=2.0, mode="nearest"), beside], 1)))
+        dense = self.name(x)
+        shape = (b, v)
+        return ViewFeatures(
+            tokens.unflatten(0, shape),
+            x.unflatten(0, shape),
+            dense[:, :-1].unflatten(0, shape),
+            dense[:, -1].unflatten(0, shape),
+        )
+
+    def read(self, seen: ViewFeatures, artery: torch.Tensor | None = None, use: torch.Tensor | None = None) -> Codes:
+        """Codes from the features of all views.
+
+        Args:
+            artery: ``(B,)`` int64, 0 right, 1 left; None takes the likelier one.
+            use: ``(B, V)`` bool, which views count; None all. At least one per patient.
+        """
+        c = self.config
+        b, v, t, _ = seen.tokens.shape
+        tokens = seen.tokens.reshape(b, v * t, -1)
+        hidden = None
+        if use is not None:
+            hidden = ~use[:, :, None].expand(b, v, t).reshape(b, v * t)
+        asked = self.question.to(tokens.dtype).expand(b, -1, -1)
+        for reader in self.readers:
+            asked = reader(asked, tokens, hidden)
+        label = self.to_label(asked[:, 0]).float()
+        if artery is None:
+            artery = (label[:, 1] > label[:, 0]).long()
+        styles = self.query.to(tokens.dtype)[artery]
+        for reader in self.readers:
+            styles = reader(styles, tokens, hidden)
+        written = self.to_style(styles).float()
+        spread, average = self.w_spread[artery], self.w_average[artery]
+        common, delta = written[:, 0], 0.3 * written[:, 1:]
+        w = average + spread * common
+        w_plus = torch.cat(
+            [
+                w[:, None] + spread[:, None] * delta,
+                w[:, None].expand(-1, c.styles - c.structure, -1),
+            ],
+            1,
+        )
+        tuple_code = F.normalize(self.to_tuple(torch.cat([common.to(tokens.dtype), asked[:, 1]], 1)).float(), dim=1)
+        own = seen.tokens.reshape(b * v, t, -1)
+        view = self.view_reader(self.view_question.to(own.dtype).expand(b * v, -1, -1), own)[:, 0].reshape(b, v, -1)
+        view = self.to_view(torch.cat([view, styles[:, :1].expand(-1, v, -1)], 2)).float()
+        log_spread = self.to_spread(styles[:, 0]).float()
+        return Codes(
+            w_plus,
+            spread[:, None] * delta,
+            label,
+            tuple_code,
+            20.0 * view[..., :2],
+            0.1 * view[..., 2],
+            log_spread,
+        )
+
+    def same_patient_probability(self, first: torch.Tensor, second: torch.Tensor, artery: int) -> torch.Tensor:
+        """Probability that two tuple codes ``(..., tuple_dim)`` are of one patient, both showing this artery."""
+        slope, start = self.same_patient[artery]
+        return torch.sigmoid(slope * (first * second).sum(-1) + start)
+
+
+#: Width of the tokens of the embedded angiogram encoder.
+VASOMIM_WIDTH = 192
+
+
+class _Residual(nn.Module):
+    """Two convolutions beside a straight path, which is all there is at the start (no normalisation is needed then)."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.first = nn.Conv2d(width, width, 3, padding=1)
+        self.last = nn.Conv2d(width, width, 3, padding=1)
+        nn.init.kaiming_normal_(self.first.weight, nonlinearity="linear")
+        nn.init.kaiming_normal_(self.last.weight, nonlinearity="linear")
+        nn.init.zeros_(self.first.bias)
+        nn.init.zeros_(self.last.bias)
+        self.share = nn.Parameter(torch.full((1,), 0.2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.share.to(x.dtype) * self.last(F.silu(self.first(F.silu(x))))
+
+
+class _Mixer(nn.Module):
+    """Attention of queries over tokens, then a perceptron; both beside a straight path."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.norm_q, self.norm_t, self.norm_x = (nn.LayerNorm(width) for _ in range(3))
+        self.q, self.kv, self.out = nn.Linear(width, width), nn.Linear(width, 2 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 3 * width), nn.GELU(), nn.Linear(3 * width, width))
+        for part in (self.q, self.kv, self.out, self.mlp):
+            initialise(part)
+
+    def forward(self, x: torch.Tensor, tokens: torch.Tensor, hidden: torch.Tensor | None = None) -> torch.Tensor:
+        """``x`` ``(B, Q, width)``; tokens ``(B, T, width)``; hidden ``(B, T)`` True where not to look."""
+        q = self._split(self.q(self.norm_q(x)))
+        k, v = (self._split(part) for part in self.kv(self.norm_t(tokens)).chunk(2, -1))
+        weights = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(-1, -2)).float()
+        if hidden is not None:
+            weights = weights.masked_fill(hidden[:, None, None], -1e9)
+        x = x + self.out(torch.matmul(weights.softmax(-1).to(v.dtype), v).transpose(1, 2).flatten(2))
+        return x + self.mlp(self.norm_x(x))
+
+    def _split(self, x: torch.Tensor) -> torch.Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+def _places(side: int, width: int, device) -> torch.Tensor:
+    from licag3d.models.vit import position_code
+
+    return position_code(side, side, width, side, device)
+
+
+def set_codes(net: TreeFromViews, generator, reader=None, data=None) -> None:
+    """Mean codes of a generator and, where training vectors are given, the spread of patients about them.
+
+    Args:
+        reader: vectors to W+, as of ``licag3d.train.encoder_data.CodeReader``. data: a ``VectorSet``.
+    """
+    c, g = net.config, generator.config
+    if (g.w_dim, g.structure, generator.layers) != (c.w_dim, c.structure, c.styles):
+        raise InputError(
+            f"the generator has {generator.layers} styles ({g.structure} of structure) of {g.w_dim} numbers, the "
+            f"encoder writes {c.styles} ({c.structure}) of {c.w_dim}"
+        )
+    with torch.no_grad():
+        net.w_average.copy_(generator.w_average)
+        if reader is not None:
+            for index, artery in enumerate(ARTERIES):
+                w, _ = reader(artery, data.vector[artery], data.known[artery])
+                net.w_average[index] = w.mean(0)
+                net.w_spread[index] = w.std(0).clamp_min(1e-3)
+
+
+def load_tree_encoder(name_or_path: str = "tree_encoder", device: str | torch.device = "cpu") -> TreeFromViews:
+    """The encoder in eval mode, its card as ``card``.
+
+    Args:
+        name_or_path: embedded weights, a ``.safetensors`` file of a training run, or ``random`` (an untrained encoder
+            about the mean codes of the embedded generator: always the same).
+
+    Raises:
+        InputError: missing, damaged, or of another architecture.
+    """
+    from licag3d.train.checkpoints import load_into, load_weights
+    from licag3d.weights import load
+
+    if name_or_path == "random":
+        from licag3d.models.generator import load_generator
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            net = TreeFromViews(TreeEncoderConfig())
+        set_codes(net, load_generator()[0])
+        net.card = {"model": "tree_encoder", "config": config_facts(net.config), "random": True}
+    else:
+        tensors, card = load_weights(name_or_path) if name_or_path.endswith(".safetensors") else load(name_or_path)
+        net = TreeFromViews(tree_encoder_config(card, name_or_path))
+        load_into(net, {key: value.float() for key, value in tensors.items()}, name_or_path)
+        net.card = card
+    return net.eval().requires_grad_(False).to(device)
+
+
+def tree_encoder_config(card: dict, source: str) -> TreeEncoderConfig:
+    """The configuration that a card holds.
+
+    Raises:
+        InputError: there is none, or it is one of another version.
+    """
+    found = card.get("config") if card.get("model") == "tree_encoder" else None
+    if not isinstance(found, dict):
+        raise InputError(f"{source}: no weights of a tree encoder; train one (python -m licag3d.train encoder)")
+    found = dict(found)
+    version = found.pop("version", None)
+    known = {item.name for item in fields(TreeEncoderConfig)}
+    if version != ENCODER_VERSION or found.keys() - known:
+        raise InputError(
+            f"{source}: of another version of the tree encoder ({version!r}, this reads {ENCODER_VERSION})"
+        )
+    try:
+        return TreeEncoderConfig(**found)
+    except TypeError as error:
+        raise InputError(f"{source}: the configuration of the tree encoder cannot be read ({error})") from None
+
+
+def config_facts(config: TreeEncoderConfig) -> dict:
+    """The configuration as JSON, with its version."""
+    return {"version": ENCODER_VERSION, **asdict(config)}
