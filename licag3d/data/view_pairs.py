@@ -3,10 +3,12 @@
 
 A pair is a patient of the phantom as the benchmark shows one (two views 40 to 90 degrees apart, unknown offset, full
 background), its vessel evidence by the segmentor, and centreline pieces traced in two of three ways: as an inversion
-finds them (``found``), and either down to what may be a vessel (``faint``) or of the true outline (``mask``). Pair
-``n`` of a range of seeds is a function of ``n`` alone.
+finds them (``found``), and either down to what may be a vessel (``faint``) or of the true outline (``mask``). A drawn
+pair (:mod:`licag3d.data.drawn_pairs`) is one without radiographs, six times as fast: ``mask`` or ``drawn``. Pair ``n``
+of a range of seeds is a function of ``n`` alone.
 
     python -m licag3d.data.view_pairs --pool DIR --cases 200
+    python -m licag3d.data.view_pairs --pool DIR --cases 2000 --drawn
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ SCHEMA = "licag3d-view-pairs-1"
 #: Sides of the stored pictures, px.
 SIDE = 256
 #: How the centrelines of a pair were traced.
-WAYS = ("found", "faint", "mask")
+WAYS = ("found", "faint", "mask", "drawn")
 #: Hysteresis on the vessel probability for ``faint``.
 FAINT_LOW, FAINT_HIGH = 0.15, 0.4
 #: Largest line integral that is stored.
@@ -37,10 +39,9 @@ MOST_P = 4.0
 
 @dataclass(frozen=True)
 class SeenView:
-    """What one view shows, resized to ``(SIDE, SIDE)`` by area: ``image`` 0..1 (vessels dark), ``probability`` 0..1 and
-    ``line_integral`` float32 (no unit), as an inversion has them."""
+    """What one view shows, resized to ``(SIDE, SIDE)`` by area: ``probability`` 0..1 and ``line_integral`` (no unit)
+    float32, as an inversion has them."""
 
-    image: np.ndarray
     probability: np.ndarray
     line_integral: np.ndarray
 
@@ -50,7 +51,7 @@ class ViewPair:
     """One simulated patient in two views.
 
     Args:
-        seen, chains: of either view by way of tracing (:data:`WAYS`; ``found`` and one of the others).
+        seen, chains: of either view by way of tracing (some of :data:`WAYS`).
         true_cameras, user_cameras: of either view.
         curves_mm: true centreline at the moment of either view, each ``(N, 3)`` LPS mm, point by point the same blood.
         radius_mm, branch: ``(N,)`` true radius and index into ``names``.
@@ -94,11 +95,49 @@ def make_pair(seed: int) -> ViewPair:
         for way, (picture, chain) in _look(image, mask, camera, other).items():
             seen[way].append(picture)
             chains[way].append(chain)
+    return _pair_of(case, seen, chains)
+
+
+def draw_pair(seed: int) -> ViewPair:
+    """A pair without radiographs: the true outlines, or (every other patient) outlines with faults."""
+    from licag3d.data.drawn_pairs import Faults, spoil
+    from licag3d.inversion.chains import chains_from_graph
+    from licag3d.models.centerline2d import trace_mask
+    from licag3d.phantom.simulate_case import simulate_case
+
+    rng = np.random.default_rng([seed, 91])
+    way = ("drawn", "drawn", "mask")[seed // 2 % 3]
+    moved = float(rng.uniform(0.0, 1.5)) if rng.random() < 0.3 else 0.0
+    case = simulate_case(
+        seed,
+        ("rca", "lca")[seed % 2],
+        separation_deg=float(rng.uniform(40.0, 90.0)),
+        offset_mm=float(rng.uniform(0.0, 20.0)),
+        angle_error_deg=1.0,
+        held_out=0,
+        disease="random" if rng.random() < 0.4 else "none",
+        respiration_mm=moved,
+    )
+    seen, chains = [], []
+    for mask, p, camera, tree in zip(case.masks, case.line_integrals, case.user_cameras, case.trees, strict=True):
+        truth = case.true_cameras[len(seen)]
+        if way == "drawn":
+            shown, chance, p = spoil(rng, mask, p, truth, tree, Faults())
+            least = {"min_length_px": 5.0 / camera.mm_per_pixel, "min_dead_end_px": 6.0 / camera.mm_per_pixel}
+        else:
+            shown, chance, least = mask, mask.astype(np.float32), {}
+        graph = trace_mask(shown, line_integral=p, probability=chance, **least)
+        seen.append(see(chance, p))
+        chains.append(chains_from_graph(graph, camera))
+    return _pair_of(case, {way: seen}, {way: chains})
+
+
+def _pair_of(case, seen: dict, chains: dict) -> ViewPair:
     trees = case.trees
     branches = trees[0].branches
     return ViewPair(
-        seed,
-        artery,
+        case.seed,
+        case.artery,
         {way: tuple(items) for way, items in seen.items()},
         {way: tuple(items) for way, items in chains.items()},
         tuple(case.true_cameras),
@@ -134,22 +173,22 @@ def _look(image: np.ndarray, mask: np.ndarray, camera: Camera, other: str) -> di
     for way, item in evidence.items():
         shown = given if way == "mask" else view
         graph = trace_centerlines(item, shown)
-        out[way] = see(grey, item.probability, item.line_integral), chains_from_graph(graph, camera)
+        out[way] = see(item.probability, item.line_integral), chains_from_graph(graph, camera)
     return out
 
 
-def see(image: np.ndarray, probability: np.ndarray, line_integral: np.ndarray) -> SeenView:
+def see(probability: np.ndarray, line_integral: np.ndarray) -> SeenView:
     """The pictures of a view of any size at ``(SIDE, SIDE)``: the longer side fills it, the rest is zero."""
     import torch
     import torch.nn.functional as F
 
-    stack = torch.from_numpy(np.stack([image, probability, line_integral]).astype(np.float32))[None]
-    rows, cols = image.shape
+    stack = torch.from_numpy(np.stack([probability, line_integral]).astype(np.float32))[None]
+    rows, cols = probability.shape
     scale = SIDE / max(rows, cols)
     size = max(1, round(rows * scale)), max(1, round(cols * scale))
     small = F.interpolate(stack, size=size, mode="bilinear", align_corners=False, antialias=True)
     small = F.pad(small, (0, SIDE - size[1], 0, SIDE - size[0]))[0].numpy()
-    return SeenView(small[0].clip(0, 1), small[1].clip(0, 1), small[2].clip(0, MOST_P))
+    return SeenView(small[0].clip(0, 1), small[1].clip(0, MOST_P))
 
 
 _FLOAT_CHAIN = ("pixels", "step_mm", "weight_mm", "radius_mm", "line_integral", "node_pixels", "turn_deg")
@@ -175,7 +214,6 @@ def pack_pair(pair: ViewPair) -> bytes:
         "branch": pair.branch.astype(np.uint8),
     }
     for k in (0, 1):
-        arrays[f"image_{k}"] = _bytes(pair.seen["found"][k].image, 1.0)
         for way, seen in pair.seen.items():
             arrays[f"{way}_shown_{k}"] = _bytes(seen[k].probability, 1.0)
             arrays[f"{way}_shown_p_{k}"] = _bytes(seen[k].line_integral, MOST_P)
@@ -219,7 +257,6 @@ def _unpack(facts: dict, arrays: dict[str, np.ndarray]) -> ViewPair:
     for way in facts["ways"]:
         seen[way] = tuple(
             SeenView(
-                arrays[f"image_{k}"].astype(np.float32) / 255,
                 arrays[f"{way}_shown_{k}"].astype(np.float32) / 255,
                 arrays[f"{way}_shown_p_{k}"].astype(np.float32) * (MOST_P / 255),
             )
@@ -251,7 +288,7 @@ def _chain_array(name: str, values: np.ndarray):
     return values.astype(np.float64 if name in _FLOAT_CHAIN else np.int64)
 
 
-def grow_pairs(folder, cases: int, *, first: int = 0, split: range | None = None) -> int:
+def grow_pairs(folder, cases: int, *, first: int = 0, split: range | None = None, drawn: bool = False) -> int:
     """Make pairs ``first`` to ``first + cases`` of a range of seeds (default TRAINING) in ``folder``, where missing.
 
     Every pair is a file of its own, written at once, so that several processes may fill one pool with cases of their
@@ -271,7 +308,7 @@ def grow_pairs(folder, cases: int, *, first: int = 0, split: range | None = None
     for number in tqdm(range(first, first + cases), disable=None, unit="case"):
         file = folder / f"{seeds[number]}.npz"
         if not file.exists():
-            write_bytes(file, pack_pair(make_pair(seeds[number])))
+            write_bytes(file, pack_pair((draw_pair if drawn else make_pair)(seeds[number])))
     return len(pair_files(folder))
 
 
@@ -294,6 +331,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--cases", type=int, default=100, metavar="N", help="pairs to make")
     made.add_argument("--first", type=int, default=0, metavar="N", help="number of the first pair of the stream")
     made.add_argument("--validation", action="store_true", help="seeds for the choice of models, not for training")
+    made.add_argument("--drawn", action="store_true", help="draw outlines with faults instead of rendering radiographs")
     add_debug_flag(made)
     return made
 
@@ -306,7 +344,8 @@ def main(argv: list[str]) -> int:
     if given.cases < 1 or given.first < 0:
         raise InputError(f"--cases {given.cases} --first {given.first}: give at least one case, counted from 0")
     split = VALIDATION if given.validation else None
-    print(f"{grow_pairs(given.pool, given.cases, first=given.first, split=split)} pairs in {given.pool}")
+    held = grow_pairs(given.pool, given.cases, first=given.first, split=split, drawn=given.drawn)
+    print(f"{held} pairs in {given.pool}")
     return 0
 
 
