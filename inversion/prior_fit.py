@@ -1,0 +1,416 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The generator as prior: the tree of its space that explains both views and the matched points best.
+
+Minimised over code z, deltas of the structure styles, placement and, by trying each, the label:
+
+    sum over matched points      w (1 - g (1 - rho(distance in space to the tree)))
+  + sum over centreline points   w (1 - g (1 - rho(distance in the image to the projected tree)))       per view
+  + sum over the tree            w g rho(distance in the image of the projected tree to the centrelines)  per view
+  + |z|^2 / 2 + |delta|^2 / (2 sigma^2) + placement terms
+
+with w the length that a point stands for, g the gate of the branch that it is compared with and
+rho(d) = d^2 / (d^2 + s^2) (Geman and McClure 1985), s falling from centimetres to a millimetre: vessels that the image
+or the prior has not got cost a constant and do not pull. Comparison is by the nearest segment in place, direction and
+calibre, chosen anew every other step (iterated closest points, Besl and McKay 1992); distances are to the segment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from licag3d.geometry import Camera
+from licag3d.inversion.chains import Chains
+from licag3d.inversion.prior_tree import (
+    Codes,
+    Segments,
+    TreeWriter,
+    artery_of,
+    camera_matrix,
+    named_tree,
+    project_mm,
+)
+from licag3d.models.branch_table import ARTERIES
+from licag3d.models.generator import Generator
+from licag3d.structures import VesselTree
+
+
+@dataclass(frozen=True)
+class PriorSettings:
+    """Weights and effort of the fit.
+
+    Args:
+        steps: of Adam. trial_steps: after so many only the best of the labels goes on.
+        renew: nearest segments are sought anew every so many steps.
+        spacing_mm: between compared points along centrelines.
+        rate: step of z and deltas (no unit); place_rate_mm of the centre, mm.
+        space, image, drawn: weights per mm of matched points, of centrelines, of the projected tree.
+        sigma_mm: scale s of rho at the start and at the end. settle: share of the steps over which it falls.
+        delta_sigma: standard deviation of a delta. delta_from: share of the steps after which deltas move.
+        shift_sigma_mm, turn_sigma_deg, scale_sigma: of the placement, about the centre of the matched points.
+        direction_mm, calibre_mm: what a right angle, and a factor e of calibre, add to a distance when points are
+            compared.
+        calibre: weight per mm of the squared log ratio of calibres.
+    """
+
+    steps: int = 200
+    trial_steps: int = 60
+    renew: int = 2
+    spacing_mm: float = 1.2
+    rate: float = 0.06
+    place_rate_mm: float = 0.4
+    space: float = 0.4
+    image: float = 0.4
+    drawn: float = 0.25
+    sigma_mm: tuple[float, float] = (10.0, 1.2)
+    settle: float = 0.7
+    delta_sigma: float = 0.25
+    delta_from: float = 0.35
+    shift_sigma_mm: float = 10.0
+    turn_sigma_deg: float = 4.0
+    scale_sigma: float = 0.06
+    direction_mm: float = 4.0
+    calibre_mm: float = 1.5
+    calibre: float = 0.1
+
+
+@dataclass(frozen=True)
+class PriorFit:
+    """The fitted tree and how far it may be believed.
+
+    Args:
+        artery: ``rca`` or ``lca``. label: ``(labels,)``. margin: by how much the next artery costs more, as a share.
+        w_plus: ``(layers, w_dim)`` float32, structure styles fitted, the rest the average. codes: one start.
+        tree: named, world LPS mm. trust: per branch of the tree ``(n,)`` in 0..1, how well both views bear it out.
+        center_mm, turn_deg, scale: placement of the box.
+        explained: per view, share of the centreline length within ``NEAR_MM`` of the projected tree.
+        residual_mm: per view, median distance of centrelines to the projected tree. cost: of the fit.
+        overall: 0..1, how far the evidence bears the prior out; 0 is a scene that is no coronary tree.
+    """
+
+    artery: str
+    label: np.ndarray
+    margin: float
+    w_plus: np.ndarray
+    codes: Codes
+    tree: VesselTree
+    trust: tuple[np.ndarray, ...]
+    center_mm: np.ndarray
+    turn_deg: np.ndarray
+    scale: float
+    explained: tuple[float, ...]
+    residual_mm: tuple[float, ...]
+    overall: float
+    cost: float
+
+
+#: A centreline this near to the projected tree is explained by it, mm at the isocentre.
+NEAR_MM = 2.0
+
+
+@dataclass(frozen=True)
+class _Curve:
+    """Points with directions that are compared with segments: ``(N, D)`` each, ``log_radius``, ``weight`` ``(N,)``."""
+
+    points: torch.Tensor
+    direction: torch.Tensor
+    log_radius: torch.Tensor
+    weight: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a fit is compared with: per view centrelines in the image (mm at the isocentre) and the camera matrix, and
+    matched points in space."""
+
+    views: tuple[_Curve, ...]
+    matrices: tuple[torch.Tensor, ...]
+    sizes_mm: tuple[tuple[float, float], ...]
+    matched: _Curve
+    middle_mm: np.ndarray
+
+
+def gather(
+    cameras: Sequence[Camera], chains: Sequence[Chains], points_mm, confidence, spacing_mm: float = 1.2
+) -> Evidence:
+    """Centrelines and matched points of all views as a fit compares them.
+
+    Args:
+        points_mm, confidence: per view ``(N, 3)`` with NaN where unmatched and ``(N,)``, as of ``Correspondence``.
+    """
+    views, matched = [], []
+    for camera, chain, points, sure in zip(cameras, chains, points_mm, confidence, strict=True):
+        flat, space = [], []
+        for a, b in zip(chain.start[:-1], chain.start[1:], strict=True):
+            step = max(1, round(spacing_mm / max(float(np.median(chain.step_mm[a + 1 : b])), 1e-3))) if b - a > 1 else 1
+            rows = np.arange(a, b)
+            blocks = [block for block in np.array_split(rows, max(1, len(rows) // step)) if len(block)]
+            middle = np.array([block[len(block) // 2] for block in blocks])
+            weight = np.array([chain.weight_mm[block].sum() for block in blocks])
+            ahead, behind = np.minimum(middle + 3, b - 1), np.maximum(middle - 3, a)
+            flat.append((chain.pixels[middle] * camera.mm_per_pixel,
+                         chain.pixels[ahead] - chain.pixels[behind],
+                         np.log(chain.radius_mm[middle]), weight))  # fmt: skip
+            known = np.isfinite(points[middle, 0])
+            along = points[ahead] - points[behind]
+            along = np.where(np.isfinite(along), along, 0.0)
+            space.append((points[middle][known], along[known], np.log(chain.radius_mm[middle][known]),
+                          (weight * (0.15 + 0.85 * sure[middle]))[known]))  # fmt: skip
+        views.append(_curve(flat, 2))
+        matched += space
+    found = _curve(matched, 3)
+    middle = found.points.numpy().mean(0) if len(found.points) else np.zeros(3)
+    return Evidence(
+        tuple(views),
+        tuple(camera_matrix(camera) for camera in cameras),
+        tuple((camera.cols * camera.mm_per_pixel, camera.rows * camera.mm_per_pixel) for camera in cameras),
+        found,
+        np.asarray(middle, float),
+    )
+
+
+def _curve(parts, size: int) -> _Curve:
+    if not parts:
+        parts = [(np.zeros((0, size)), np.zeros((0, size)), np.zeros(0), np.zeros(0))]
+    points, direction, radius, weight = (
+        torch.from_numpy(np.concatenate(values).astype(np.float32)) for values in zip(*parts, strict=True)
+    )
+    return _Curve(points, direction / direction.norm(dim=1, keepdim=True).clamp_min(1e-6), radius, weight)
+
+
+def fit_prior(
+    cameras: Sequence[Camera],
+    chains: Sequence[Chains],
+    points_mm: Sequence[np.ndarray],
+    confidence: Sequence[np.ndarray],
+    *,
+    generator: Generator,
+    settings: PriorSettings | None = None,
+    start=None,
+    labels: torch.Tensor | None = None,
+    progress: Callable[[float, str], None] | None = None,
+) -> PriorFit:
+    """Fit the generator's tree to matched points and the centrelines of all views.
+
+    Args:
+        cameras: with the scale gauge fixed (``Correspondence.cameras``), in which ``points_mm`` are given.
+        start: an earlier :class:`PriorFit` to go on from (its artery is kept).
+        labels: ``(B, labels)`` to try; default right and left, co-dominant or not.
+    """
+    settings = settings or PriorSettings()
+    evidence = gather(cameras, chains, points_mm, confidence, settings.spacing_mm)
+    writers = {artery: TreeWriter(generator, artery) for artery in ARTERIES}
+    if start is not None:
+        groups = {start.artery: start.codes.take([0])}
+    else:
+        labels = _labels(generator) if labels is None else labels
+        groups = {}
+        for artery in dict.fromkeys(artery_of(row) for row in labels):
+            rows = labels[[artery_of(row) == artery for row in labels]]
+            codes = Codes.start(generator, rows, np.zeros(3))
+            with torch.no_grad():
+                pieces = writers[artery].segments(codes, softness=4.0)
+                weight = (pieces.length_mm * pieces.gate)[..., None]
+                middle = (pieces.middle * weight).sum(1) / weight.sum(1)
+            codes.center_mm = torch.as_tensor(evidence.middle_mm, dtype=torch.float32) - middle
+            groups[artery] = codes
+    home = {artery: codes.center_mm.clone() for artery, codes in groups.items()}
+    trial = settings.trial_steps if start is None else 0
+    costs = {}
+    if trial:
+        for artery, codes in groups.items():
+            groups[artery], costs[artery] = _descend(
+                writers[artery], codes, home[artery], evidence, settings, 0, trial, progress
+            )
+        best = min(costs, key=lambda name: float(costs[name].min()))
+        row = int(costs[best].argmin())
+        others = [float(value.min()) for name, value in costs.items() if name != best]
+        margin = (min(others) / float(costs[best].min()) - 1) if others else 1.0
+        codes, home_best = groups[best].take([row]), home[best][row : row + 1]
+    else:
+        (best, codes), margin = next(iter(groups.items())), start.margin
+        home_best = home[best]
+        trial = int(settings.steps * 0.5)
+    codes, cost = _descend(writers[best], codes, home_best, evidence, settings, trial, settings.steps, progress)
+    return _result(generator, codes, best, evidence, margin, float(cost[0]), cameras)
+
+
+def _labels(generator: Generator) -> torch.Tensor:
+    from licag3d.models.generator import labels_of
+
+    return labels_of(["rca", "rca", "lca", "lca"], [False, True, False, True], len(generator.config.labels))
+
+
+def _descend(writer: TreeWriter, codes: Codes, home, evidence, settings, first: int, last: int, progress):
+    """Adam from step ``first`` to ``last`` of the schedule; codes, and the cost ``(B,)`` at the end."""
+    names = ("z", "delta", "center_mm", "turn", "log_scale")
+    values = {name: getattr(codes, name).clone().requires_grad_() for name in names}
+    rates = {"z": settings.rate, "delta": 0.3 * settings.rate, "center_mm": settings.place_rate_mm,
+             "turn": 0.004, "log_scale": 0.004}  # fmt: skip
+    optimizer = torch.optim.Adam([{"params": [values[name]], "lr": rates[name], "base": rates[name]} for name in names],
+                                 betas=(0.9, 0.97))  # fmt: skip
+    nearest = None
+    for step in range(first, last):
+        share, (sigma, softness) = step / settings.steps, _schedule(settings, step)
+        for group in optimizer.param_groups:
+            group["lr"] = group["base"] * min(1.0, 0.02 + 1.4 * (1 - share)) * min(1.0, (step - first + 1) / 5)
+        values["delta"].requires_grad_(share >= settings.delta_from)
+        now = Codes(codes.label, **values)
+        pieces = writer.segments(now, softness=softness)
+        if nearest is None or (step - first) % settings.renew == 0:
+            nearest = _nearest(pieces, evidence, settings, sigma)
+        cost = _cost(pieces, nearest, evidence, settings, sigma) + _prior_cost(now, home, settings)
+        optimizer.zero_grad(set_to_none=True)
+        cost.sum().backward()
+        optimizer.step()
+        if progress and step % 10 == 0:
+            progress(step / settings.steps, f"prior {writer.artery}: cost {float(cost.detach().min()):.0f}")
+    found = Codes(codes.label, **{name: value.detach() for name, value in values.items()})
+    sigma, softness = _schedule(settings, last)
+    with torch.no_grad():
+        pieces = writer.segments(found, softness=softness)
+        nearest = _nearest(pieces, evidence, settings, sigma)
+        return found, _cost(pieces, nearest, evidence, settings, sigma) + _prior_cost(found, home, settings)
+
+
+def _schedule(settings: PriorSettings, step: int) -> tuple[float, float]:
+    """Scale of rho in mm and softness of the gates at a step."""
+    fall = min(step / settings.steps / settings.settle, 1.0)
+    return settings.sigma_mm[0] ** (1 - fall) * settings.sigma_mm[1] ** fall, 4.0 - 3.0 * fall
+
+
+def _prior_cost(codes: Codes, home: torch.Tensor, settings: PriorSettings) -> torch.Tensor:
+    total = 0.5 * codes.z.square().sum(1) + 0.5 * codes.delta.square().sum((1, 2)) / settings.delta_sigma**2
+    total = total + 0.5 * ((codes.center_mm - home) / settings.shift_sigma_mm).square().sum(1)
+    total = total + 0.5 * (codes.turn / np.deg2rad(settings.turn_sigma_deg)).square().sum(1)
+    return total + 0.5 * (codes.log_scale / settings.scale_sigma).square()
+
+
+def _sides(pieces: Segments, evidence: Evidence):
+    """Space, then each view: its curve, and both ends of the segments there."""
+    if len(evidence.matched.points):
+        yield evidence.matched, pieces.start, pieces.end
+    for curve, matrix in zip(evidence.views, evidence.matrices, strict=True):
+        yield curve, project_mm(matrix, pieces.start), project_mm(matrix, pieces.end)
+
+
+@torch.no_grad()
+def _nearest(pieces: Segments, evidence: Evidence, settings: PriorSettings, sigma: float):
+    """For space and every view: the segment ``(B, N)`` of each point, and the point ``(B, M)`` of each segment."""
+    out = []
+    log_radius = pieces.radius_mm.clamp_min(0.05).log()
+    # An absent branch is as far as one that lies two sigmas away.
+    absent = (1 - pieces.gate) * (2.0 * sigma) ** 2
+    for curve, start, end in _sides(pieces, evidence):
+        if not len(curve.points):
+            out.append((torch.zeros(len(start), 0, dtype=torch.long), None))
+            continue
+        distance = _compare(curve, start, end, log_radius, settings)
+        drawn = distance.argmin(1) if curve is not evidence.matched else None
+        out.append(((distance + absent[:, None]).argmin(2), drawn))
+    return out
+
+
+def _compare(curve: _Curve, start, end, log_radius, settings) -> torch.Tensor:
+    """Squared distance ``(B, N, M)`` of points and segments in place, direction and calibre: one product, since
+    1 - (t.u)^2 is linear in the products of the components of u."""
+    middle, along = 0.5 * (start + end), end - start
+    unit = along / along.norm(dim=-1, keepdim=True).clamp_min(1e-6)
+    center = curve.points.mean(0)
+    theirs, mine = middle - center, curve.points - center
+    size = mine.shape[1]
+    i, j = torch.triu_indices(size, size)
+    twice = torch.where(i == j, 1.0, 2.0) * settings.direction_mm**2
+    bore = settings.calibre_mm**2
+    left = torch.cat([
+        -2 * mine, -curve.direction[:, i] * curve.direction[:, j] * twice, -2 * bore * curve.log_radius[:, None],
+        torch.ones(len(mine), 1), (mine.square().sum(1) + bore * curve.log_radius.square())[:, None],
+    ], 1)  # fmt: skip
+    right = torch.cat([
+        theirs, unit[..., i] * unit[..., j], log_radius[..., None],
+        (theirs.square().sum(-1) + bore * log_radius.square())[..., None], torch.ones_like(log_radius)[..., None],
+    ], -1)  # fmt: skip
+    return left @ right.mT
+
+
+def _cost(pieces: Segments, nearest, evidence: Evidence, settings: PriorSettings, sigma: float) -> torch.Tensor:
+    """Cost ``(B,)`` of the evidence for given nearest segments and points."""
+    total = pieces.gate.new_zeros(len(pieces.gate))
+    log_radius = pieces.radius_mm.clamp_min(0.05).log()
+    rows = torch.arange(len(pieces.gate))[:, None]
+    sizes = iter(evidence.sizes_mm)
+    for (curve, start, end), (segment, point) in zip(_sides(pieces, evidence), nearest, strict=True):
+        flat = curve is not evidence.matched
+        size = next(sizes) if flat else None
+        if not len(curve.points):
+            continue
+        a, b, gate = start[rows, segment], end[rows, segment], pieces.gate[rows, segment]
+        along = b - a
+        share = ((curve.points - a) * along).sum(-1) / along.square().sum(-1).clamp_min(1e-6)
+        square = (curve.points - a - share.clamp(0, 1)[..., None] * along).square().sum(-1)
+        rho = square / (square + sigma**2)
+        price = settings.image if flat else settings.space
+        total = total + price * (curve.weight * (1 - gate * (1 - rho))).sum(1)
+        if not flat:
+            ratio = (log_radius[rows, segment] - curve.log_radius).clamp(-1, 1).square()
+            total = total + settings.calibre * (curve.weight * (gate * (1 - rho)).detach() * ratio).sum(1)
+            continue
+        middle = 0.5 * (start + end)
+        off, line = middle - curve.points[point], curve.direction[point]
+        # Along the vessel the next point is as good: only the distance across it counts.
+        slide = (off * line).sum(-1).clamp(-1.0, 1.0)
+        square = (off - slide[..., None] * line).square().sum(-1)
+        inside = ((middle > 0) & (middle < middle.new_tensor(size))).all(-1)
+        drawn = pieces.length_mm.detach() * inside * pieces.gate * square / (square + sigma**2)
+        total = total + settings.drawn * drawn.sum(1)
+    return total
+
+
+def _result(generator, codes: Codes, artery, evidence: Evidence, margin, cost, cameras) -> PriorFit:
+    from scipy.spatial import cKDTree
+
+    tree = named_tree(generator, codes)
+    lines, found = [], []
+    explained, residual = [], []
+    points = np.concatenate([branch.points_lps_mm for branch in tree.branches])
+    for camera, curve in zip(cameras, evidence.views, strict=True):
+        flat = camera.project(points)[0] * camera.mm_per_pixel
+        weight = curve.weight.numpy()
+        if not len(weight):
+            explained.append(0.0)
+            residual.append(float("nan"))
+            continue
+        gap = cKDTree(flat).query(curve.points.numpy())[0]
+        explained.append(float(weight[gap < NEAR_MM].sum() / max(weight.sum(), 1e-9)))
+        residual.append(float(np.median(gap)))
+        lines.append(cKDTree(curve.points.numpy()))
+        found.append(camera)
+    trust = tuple(_trust(branch.points_lps_mm, found, lines) for branch in tree.branches)
+    with torch.no_grad():
+        w_plus = generator.spread(generator.average(codes.label))[0].clone()
+        w_plus[: generator.config.structure] = codes.styles(generator)[0]
+    length = np.array([len(value) for value in trust])
+    borne = float(sum(value.sum() for value in trust) / max(length.sum(), 1))
+    overall = float(np.clip((min(explained) - 0.3) / 0.4, 0, 1) * np.clip((borne - 0.2) / 0.4, 0, 1))
+    return PriorFit(artery, codes.label[0].numpy(), margin, w_plus.numpy(), codes, tree, trust,
+                    codes.center_mm[0].numpy(), np.rad2deg(codes.turn[0].numpy()), float(codes.log_scale.exp()[0]),
+                    tuple(explained), tuple(residual), overall, cost)  # fmt: skip
+
+
+def _trust(points: np.ndarray, cameras, lines, *, window: int = 7) -> np.ndarray:
+    """How near the views' centrelines come to a branch, smoothed along it: the mean over the views of
+    exp(-(d / 2 mm)^2 / 2); outside an image nothing is known."""
+    from scipy.ndimage import uniform_filter1d
+
+    total, count = np.zeros(len(points)), np.zeros(len(points))
+    for camera, line in zip(cameras, lines, strict=True):
+        pixels, _ = camera.project(points)
+        inside = ((pixels >= 0) & (pixels <= [camera.cols - 1, camera.rows - 1])).all(1)
+        gap = line.query(pixels * camera.mm_per_pixel)[0]
+        total += inside * np.exp(-0.5 * (gap / NEAR_MM) ** 2)
+        count += inside
+    value = np.where(count > 0, total / np.maximum(count, 1), 0.0)
+    return uniform_filter1d(value, min(window, len(points)), mode="nearest")
