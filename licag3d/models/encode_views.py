@@ -17,7 +17,7 @@ import torch
 from licag3d.errors import InputError
 from licag3d.geometry import Camera
 from licag3d.models.branch_table import ARTERIES, tree_of
-from licag3d.models.encoder import MOST_VIEWS, TreeFromViews
+from licag3d.models.encoder import MOST_VIEWS, TreeFromViews, ViewFeatures
 from licag3d.models.view_windows import Window, camera_numbers, cut_window
 from licag3d.structures import VesselEvidence, VesselTree, View
 
@@ -152,32 +152,24 @@ def shifted_code(w_plus: torch.Tensor, artery: str, shift_mm, generator) -> torc
 
     Only the style that writes the trunk changes, by the smallest amount that moves its first point by ``shift_mm``.
     """
-    stage = generator.structure
+    stage, index = generator.structure, ARTERIES.index(artery)
+    size = stage.tables[ARTERIES[index]].offsets[1]
+    spread = getattr(stage, f"{artery}_spread")[:size]
+    rows = slice(stage.rows(artery, 0).start, stage.rows(artery, 0).start + size)  # the trunk is the first branch
+
+    def written(x: torch.Tensor) -> torch.Tensor:
+        hidden = torch.nn.functional.silu(stage.first[0](x[None]))
+        return spread * (stage.straight[0](x[None]) + stage.last[0](hidden))[0, rows]
+
     out = w_plus.clone()
-    index = ARTERIES.index(artery)
-    group = 0  # the trunk is the first slot of the first group
-    rows = stage.rows(artery, group)
-    w = out[group].clone()
-    for _ in range(3):
-        jacobian = torch.autograd.functional.jacobian(
-            lambda x, g=group: (
-                stage.straight[g](x[None])[0, rows]
-                + stage.last[g](torch.nn.functional.silu(stage.first[g](x[None])))[0, rows]
-            ),
-            w,
-        )
-        spread = getattr(stage, f"{artery}_spread")[: jacobian.shape[0]]
-        jacobian = spread[:, None] * jacobian
-        wanted = torch.zeros(jacobian.shape[0])
-        wanted[1:4] = torch.as_tensor(np.asarray(shift_mm), dtype=torch.float32)
-        done = torch.zeros_like(wanted)
-        if _:
-            before = stage.vectors(w_plus[None, : stage.groups], ARTERIES[index])[0, : len(wanted)]
-            now = stage.vectors(torch.cat([w[None], w_plus[1 : stage.groups]])[None], ARTERIES[index])
-            done = now[0, : len(wanted)] - before
-        gram = jacobian.T @ jacobian + 1e-3 * torch.eye(jacobian.shape[1])
-        w = w + torch.linalg.solve(gram, jacobian.T @ (wanted - done))
-    out[group] = w.detach()
+    w, before = out[0].clone(), written(out[0])
+    wanted = torch.zeros(size)
+    wanted[1:4] = torch.as_tensor(np.asarray(shift_mm, np.float64), dtype=torch.float32)
+    for _ in range(3):  # the heads are nearly linear
+        slope = torch.autograd.functional.jacobian(written, w)
+        step = torch.linalg.solve(slope @ slope.T + 1e-6 * torch.eye(size), wanted - (written(w) - before))
+        w = w + slope.T @ step
+    out[0] = w.detach()
     return out
 
 
@@ -197,7 +189,7 @@ def _encode(items, cameras, encoder, artery, box_center_mm, images, device, *, e
     groups = [[k] for k in range(len(windows))] if each else [list(range(len(windows)))]
     out = []
     for group in groups:
-        part = type(seen)(*(getattr(seen, name)[:, group] for name in ("tokens", "maps", "names", "share")))
+        part = ViewFeatures(seen.tokens[:, group], seen.maps[:, group])
         codes = encoder.read(part, chosen)
         out.append(
             _encoding(encoder, codes, part, [windows[k] for k in group], [cameras[k] for k in group], artery,
@@ -242,6 +234,7 @@ def _encoding(encoder, codes, seen, windows, cameras, artery, box_center_mm) -> 
         center = wanted
     first = sum(encoder.slots[:index])
     rows = [*range(first, first + encoder.slots[index]), sum(encoder.slots)]
+    names, share = encoder.names(seen.maps[0].movedim(1, -1))
     return Encoding(
         w_plus=w_plus.numpy(),
         artery=ARTERIES[index],
@@ -253,8 +246,8 @@ def _encoding(encoder, codes, seen, windows, cameras, artery, box_center_mm) -> 
         course_mm=float(4.0 * torch.exp(codes.log_spread[0, 0])),
         place_mm=place,
         offset_mm=offset,
-        names=torch.softmax(seen.names[0][:, rows].float(), 1).cpu().numpy(),
-        share=torch.sigmoid(seen.share[0].float()).cpu().numpy(),
+        names=torch.softmax(names[..., rows].float(), -1).movedim(-1, 1).cpu().numpy(),
+        share=torch.sigmoid(share.float()).cpu().numpy(),
         windows=tuple(windows),
         window_mm=encoder.config.window_mm,
     )

@@ -51,12 +51,12 @@ class TreeEncoderConfig:
     channels: int = 2
     window_px: int = 256
     window_mm: float = 140.0
-    widths: tuple[int, ...] = (24, 40, 64, 96, 128)
+    widths: tuple[int, ...] = (16, 32, 56, 96, 128)
     token: int = 128
     blocks: int = 2
     readers: int = 2
     heads: int = 4
-    dense: int = 32
+    dense: int = 28
     styles: int = 16
     structure: int = 5
     w_dim: int = 256
@@ -104,14 +104,11 @@ class TreeEncoderConfig:
 class ViewFeatures:
     """What one view gives, before views meet; ``(B, V, ...)``.
 
-    tokens ``(B, V, T, token)``; maps ``(B, V, dense, M, M)``; names ``(B, V, slots, M, M)`` logits of branches (right
-    ones first, then left ones, then "no vessel of the tree"); share ``(B, V, M, M)`` logit of the share of that branch.
+    tokens ``(B, V, T, token)``; maps ``(B, V, dense, M, M)``, of which :meth:`TreeFromViews.names` reads branches.
     """
 
     tokens: torch.Tensor
     maps: torch.Tensor
-    names: torch.Tensor
-    share: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -171,7 +168,7 @@ class TreeFromViews(nn.Module):
                 strict=True,
             )
         )
-        self.name = nn.Conv2d(c.dense, sum(self.slots) + 2, 1)
+        self.name = nn.Linear(c.dense, sum(self.slots) + 2)
         self.enter = nn.Linear(c.widths[-1], c.token)
         self.enter_camera = nn.Linear(64, c.token)
         self.blocks = nn.ModuleList(_Mixer(c.token, c.heads) for _ in range(c.blocks))
@@ -244,14 +241,14 @@ class TreeFromViews(nn.Module):
         x = x + self.back(tokens).transpose(1, 2).unflatten(2, x.shape[-2:])
         for up, beside in zip(self.up, levels[-2:0:-1], strict=True):
             x = F.silu(up(torch.cat([F.interpolate(x, scale_factor=2.0, mode="nearest"), beside], 1)))
-        dense = self.name(x)
-        shape = (b, v)
-        return ViewFeatures(
-            tokens.unflatten(0, shape),
-            x.unflatten(0, shape),
-            dense[:, :-1].unflatten(0, shape),
-            dense[:, -1].unflatten(0, shape),
-        )
+        return ViewFeatures(tokens.unflatten(0, (b, v)), x.unflatten(0, (b, v)))
+
+    def names(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Which branch: logits ``(..., slots + 1)`` of features ``(..., dense)`` of the maps, right branches first,
+        then left ones, then "no vessel of the tree"; and the logit ``(...)`` of the share of its length.
+        """
+        found = self.name(features)
+        return found[..., :-1], found[..., -1]
 
     def read(self, seen: ViewFeatures, artery: torch.Tensor | None = None, use: torch.Tensor | None = None) -> Codes:
         """Codes from the features of all views.

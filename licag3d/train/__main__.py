@@ -15,9 +15,12 @@ VERBS = {
         "vessels, devices and line integrals of a frame; fine-tuning on own masks",
     ),
     "generator": ("licag3d.train.generator", "tri-plane generator of coronary trees, from phantom trees"),
+    "encoder": ("licag3d.train.encoder", "encoder of views to codes of the generator, from phantom trees"),
     "vasomim": ("licag3d.train.vasomim", "masked pre-training of the angiogram encoder"),
     "mask-first": ("licag3d.train.mask_first", "synthesis of angiograms: vessels of contrast-free frames"),
     "casgan": ("licag3d.train.casgan", "synthesis of angiograms without pairs: CAS-GAN and its ablation"),
+    "iqa": ("licag3d.train.iqa", "quality of synthetic angiograms: computed or human scores"),
+    "cyclegan": ("licag3d.train.cyclegan", "style harmonisation between two centres, vessels kept"),
     "downstream": ("licag3d.train.downstream", "segmentation, labelling and stenosis from few labels"),
 }
 
