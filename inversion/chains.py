@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -132,3 +132,30 @@ def _turns(pixels, start, nodes, radius_px) -> np.ndarray:
                         cosine = -float(outward[p, end_p] @ outward[q, end_q])
                         turn[p, q, end_p, end_q] = np.degrees(np.arccos(np.clip(cosine, -1, 1)))
     return turn
+
+
+def thinned(chains: Chains) -> tuple[Chains, np.ndarray]:
+    """Every second point of every piece and its last, and which rows those are: searches need no more."""
+    keep = []
+    for begin, end in zip(chains.start[:-1], chains.start[1:], strict=True):
+        rows = np.arange(begin, end, 2)
+        keep.append(np.unique(np.append(rows, end - 1)))
+    if not keep:
+        return chains, np.zeros(0, np.int64)
+    rows = np.concatenate(keep)
+    start = np.concatenate([[0], np.cumsum([len(r) for r in keep])])
+    arc = np.cumsum(chains.step_mm)[rows]
+    step = np.diff(arc, prepend=0.0)
+    step[start[:-1]] = 0.0
+    weight = 0.5 * step
+    weight[:-1] += 0.5 * step[1:]
+    thin = replace(
+        chains,
+        pixels=chains.pixels[rows],
+        start=start,
+        step_mm=step,
+        weight_mm=weight,
+        radius_mm=chains.radius_mm[rows],
+        line_integral=chains.line_integral[rows],
+    )
+    return thin, rows

@@ -11,7 +11,7 @@ import numpy as np
 from licag3d.geometry import Camera, scale_gauge
 from licag3d.inversion.assembly import AssemblySettings, Curve, matched_curves
 from licag3d.inversion.camera_search import search_cameras
-from licag3d.inversion.chains import Chains
+from licag3d.inversion.chains import Chains, thinned
 from licag3d.inversion.consistency import Contrast
 from licag3d.inversion.filling import fill_gaps
 from licag3d.inversion.gauge import fix_scale
@@ -74,7 +74,7 @@ def correct_cameras(
         # With several views the reference is corrected once, by the first pair; later pairs move only their own view.
         found = search_cameras(
             (corrected[0], cameras[k]),
-            (_coarser(chains[0]), _coarser(chains[k])),
+            (thinned(chains[0])[0], thinned(chains[k])[0]),
             settings.search,
             seed=settings.seed,
             progress=tell,
@@ -222,32 +222,6 @@ def _single(camera: Camera, chains: Chains, settings: InversionSettings) -> Corr
         "the plane through the isocentre",
         (flat,),
         ("The result is flat: one view does not show depth.",),
-    )
-
-
-def _coarser(chains: Chains) -> Chains:
-    """Every second point of every piece: the search needs no more."""
-    keep = []
-    for begin, end in zip(chains.start[:-1], chains.start[1:], strict=True):
-        rows = np.arange(begin, end, 2)
-        keep.append(np.unique(np.append(rows, end - 1)))
-    if not keep:
-        return chains
-    rows = np.concatenate(keep)
-    start = np.concatenate([[0], np.cumsum([len(r) for r in keep])])
-    arc = np.cumsum(chains.step_mm)[rows]
-    step = np.diff(arc, prepend=0.0)
-    step[start[:-1]] = 0.0
-    weight = 0.5 * step
-    weight[:-1] += 0.5 * step[1:]
-    return replace(
-        chains,
-        pixels=chains.pixels[rows],
-        start=start,
-        step_mm=step,
-        weight_mm=weight,
-        radius_mm=chains.radius_mm[rows],
-        line_integral=chains.line_integral[rows],
     )
 
 

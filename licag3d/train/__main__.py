@@ -14,6 +14,10 @@ VERBS = {
         "licag3d.train.segmentor",
         "vessels, devices and line integrals of a frame; fine-tuning on own masks",
     ),
+    "correspondence": (
+        "licag3d.train.correspondence",
+        "which place of the other view shows the same vessel, from pairs of views",
+    ),
     "generator": ("licag3d.train.generator", "tri-plane generator of coronary trees, from phantom trees"),
     "encoder": ("licag3d.train.encoder", "encoder of views to codes of the generator, from phantom trees"),
     "vasomim": ("licag3d.train.vasomim", "masked pre-training of the angiogram encoder"),
