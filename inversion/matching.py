@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,6 +17,9 @@ from licag3d.inversion.chains import Chains
 from licag3d.inversion.epipolar import epipolar_angles, epipolar_pair
 from licag3d.inversion.tables import PathTables, path_tables
 from licag3d.ops.match import PathPrices
+
+if TYPE_CHECKING:
+    from licag3d.models.correspondence_judge import PairJudge, Verdict
 
 #: Cost per mm ``(M,)`` of places ``(M, 3)``, mm in the frame of the cameras given.
 PlaceCost = Callable[[np.ndarray], np.ndarray]
@@ -38,6 +42,9 @@ class MatchSettings:
             ``witness_cap_mm``.
         candidates: places that a point may take, at most.
         rounds: of message passing.
+        judge_price: with a judge (:mod:`licag3d.models.correspondence_judge`): per mm and natural unit of minus the log
+            of its probability, at most ``judge_cap`` units; ``judge_none`` is added to its price of no match.
+        judge_hand_share: of the hand-made costs that is kept beside the judge's.
     """
 
     path: PathPrices = PathPrices(none=2.0, jump=0.4, slack=1.5, gap=0.5, turn=1.0, calibre=1.5, tolerance_mm=0.2)
@@ -54,6 +61,10 @@ class MatchSettings:
     witness_cap_mm: float = 2.5
     candidates: int = 20
     rounds: int = 20
+    judge_price: float = 1.0
+    judge_cap: float = 5.0
+    judge_none: float = 0.5
+    judge_hand_share: float = 0.3
 
 
 @dataclass(frozen=True)
@@ -90,6 +101,7 @@ def match_views(
     seed: int = 0,
     witnesses: Sequence[tuple[Camera, Chains]] = (),
     place_costs: Sequence[PlaceCost] = (),
+    judge: PairJudge | None = None,
 ) -> Match:
     """Match the centrelines of two views.
 
@@ -99,8 +111,9 @@ def match_views(
         seed: unused by this method, which draws nothing at random; kept so that all stages are called alike.
         witnesses: further views, corrected, with their centrelines: places that they do not show as vessel cost more.
         place_costs: what every place costs besides, per mm of centreline, as a prior of the tree says.
+        judge: the network that says how likely every place is; None leaves that to the hand-made costs.
     """
-    tables = both_tables(cameras, chains, settings, witnesses, place_costs)
+    tables = both_tables(cameras, chains, settings, witnesses, place_costs, judge)
     links = tuple(
         agreement_links(tables[a], tables[1 - a], chains[a].weight_mm, settings.mutual_price, settings.agree_mm)
         for a in (0, 1)
@@ -111,10 +124,13 @@ def match_views(
 
 
 def both_tables(
-    cameras, chains, settings: MatchSettings, witnesses=(), place_costs=()
+    cameras, chains, settings: MatchSettings, witnesses=(), place_costs=(), judge: PairJudge | None = None
 ) -> tuple[PathTables, PathTables]:
     """Cost tables of the paths of either view through the other."""
     candidates = both_candidates(cameras, chains, settings)
+    judged = (None, None)
+    if judge is not None:
+        judged = tuple(_judged(v, settings) for v in judge.ask(cameras, chains, candidates, settings.path))
     return tuple(
         path_tables(
             candidates[a],
@@ -127,9 +143,18 @@ def both_tables(
             end_cap_mm=settings.end_cap_mm,
             along_share=settings.along_share,
             extra=_extra_costs(candidates[a], witnesses, place_costs, settings),
+            judged=judged[a],
+            hand_share=1.0 if judge is None else settings.judge_hand_share,
         )
         for a in (0, 1)
     )
+
+
+def _judged(verdict: Verdict, settings: MatchSettings) -> tuple[np.ndarray, np.ndarray]:
+    """A verdict as cost per mm of every candidate and of none."""
+    place = settings.judge_price * np.minimum(-verdict.log_place, settings.judge_cap)
+    none = settings.judge_price * np.minimum(-verdict.log_none, settings.judge_cap) + settings.judge_none
+    return place, none
 
 
 def _extra_costs(candidates: Candidates, witnesses, place_costs, settings: MatchSettings) -> np.ndarray | None:

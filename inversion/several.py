@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,6 +18,9 @@ from licag3d.inversion.filling import fill_gaps
 from licag3d.inversion.gauge import fix_scale
 from licag3d.inversion.matching import Match, PlaceCost, match_views
 from licag3d.inversion.settings import InversionSettings
+
+if TYPE_CHECKING:
+    from licag3d.models.correspondence_judge import Judge
 
 #: Shares of centreline matched, below which a result is doubtful.
 DOUBTFUL_SHARE = 0.4
@@ -112,15 +116,17 @@ def match_all(
     settings: InversionSettings,
     *,
     place_costs: Sequence[PlaceCost] = (),
+    judge: Judge | None = None,
 ) -> Correspondence:
     """Match all views against the reference and fix the scale.
 
     Args:
         place_costs: see :func:`licag3d.inversion.matching.match_views`; places are in the frame of ``cameras``.
+        judge: :func:`licag3d.models.correspondence_judge.correspondence_judge` of the evidence of all views, in order.
     """
     if len(cameras) == 1:
         return _single(cameras[0], chains[0], settings)
-    cameras, matches = _match_pairs(list(cameras), chains, settings, place_costs)
+    cameras, matches = _match_pairs(list(cameras), chains, settings, place_costs, judge)
     sure = settings.assembly.least_confidence
     matches = [
         fill_gaps(match, (cameras[0], cameras[k]), settings.fill, surer_than=sure)
@@ -166,7 +172,9 @@ def match_all(
     )
 
 
-def _match_pairs(cameras: list[Camera], chains: Sequence[Chains], settings: InversionSettings, place_costs=()):
+def _match_pairs(
+    cameras: list[Camera], chains: Sequence[Chains], settings: InversionSettings, place_costs, judge: Judge | None
+):
     """Match every view against the first, in one scale; the views beside a pair are its witnesses."""
     first = cameras[0]
     matches: list[Match] = []
@@ -177,6 +185,7 @@ def _match_pairs(cameras: list[Camera], chains: Sequence[Chains], settings: Inve
             settings.match,
             seed=settings.seed,
             place_costs=place_costs if k == 1 else (),  # later pairs have another scale yet
+            judge=judge and judge.of(0, k),
         )
         if k > 1:
             scale = _relative_scale(first.source_lps_mm, matches[0].points_mm[0], match.points_mm[0])
@@ -191,6 +200,7 @@ def _match_pairs(cameras: list[Camera], chains: Sequence[Chains], settings: Inve
                 seed=settings.seed,
                 witnesses=[(cameras[j], chains[j]) for j in range(1, len(cameras)) if j != k],
                 place_costs=place_costs,
+                judge=judge and judge.of(0, k),
             )
             for k in range(1, len(cameras))
         ]

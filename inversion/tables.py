@@ -60,6 +60,8 @@ def path_tables(
     end_cap_mm: float,
     along_share: float = 1.0,
     extra: np.ndarray | None = None,
+    judged: tuple[np.ndarray, np.ndarray] | None = None,
+    hand_share: float = 1.0,
 ) -> PathTables:
     """Tables of the paths of view 0 of the arguments through its view 1.
 
@@ -69,25 +71,32 @@ def path_tables(
         end_price: per mm between an end (or junction) of one view and the next one of the other view.
         along_share: share of the price of a jump that remains where the other view's centreline bridges it.
         extra: ``(N, K)`` further cost per mm of every candidate.
+        judged: what a network says, cost per mm of every candidate ``(N, K)`` and of none ``(N,)``; the latter comes
+            instead of ``price.none``.
+        hand_share: of the costs of calibre, miss, slope and bore.
     """
     own, other = chains
     count = len(own.step_mm)
     finite = np.isfinite(candidates.cost)
     used = candidates.cost.shape[1]
-    per_mm = np.where(finite, candidates.cost, 0.0)
+    per_mm = hand_share * np.where(finite, candidates.cost, 0.0)
+    none = np.full(count, price.none)
     edge = np.where(finite, candidates.edge, 0)
     partner = np.where(finite, edge + (candidates.fraction > 0.5), -1)
     near = np.maximum(partner, 0)
     if len(other.step_mm):
-        if slope_price > 0 or bore_price > 0:
+        if hand_share > 0 and (slope_price > 0 or bore_price > 0):
             planes = image_planes(cameras[0], own), image_planes(cameras[1], other)
             slope, bore = contrast_mismatch(planes, near, chains)
-            per_mm = per_mm + slope_price * slope + bore_price * bore
+            per_mm = per_mm + hand_share * (slope_price * slope + bore_price * bore)
+        if judged is not None:
+            per_mm = per_mm + np.where(finite, judged[0], 0.0)
+            none = judged[1]
         if extra is not None:
             per_mm = per_mm + extra
     unary = np.full((count, used + 1), FORBIDDEN)
     unary[:, :used] = np.where(finite, per_mm * own.weight_mm[:, None], FORBIDDEN)
-    unary[:, used] = price.none * own.weight_mm
+    unary[:, used] = none * own.weight_mm
     if end_price > 0 and len(other.step_mm):
         rows, cost = _end_costs(own, other, near, end_cap_mm)
         unary[rows, :used] += end_price * cost

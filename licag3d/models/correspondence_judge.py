@@ -68,8 +68,12 @@ class PairJudge:
         from licag3d.inversion.chains import thinned
         from licag3d.models.correspondence import log_probability, pair_sample
 
-        points = tuple(thinned(chain) for chain in chains)
-        sample = pair_sample(cameras, chains, candidates, prices, points)
+        points = []
+        for chain in chains:  # as in training: a point of the network every 1.8 mm
+            half, rows = thinned(chain)
+            quarter, again = thinned(half)
+            points.append((quarter, rows[again]))
+        sample = pair_sample(cameras, chains, candidates, prices, tuple(points))
         device = next(self.model.parameters()).device
         pictures = torch.from_numpy(self.pictures).to(device, memory_format=torch.channels_last)
         with torch.inference_mode():

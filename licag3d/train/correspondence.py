@@ -287,7 +287,8 @@ def sample_picture(model, items, file, count: int = 6) -> None:
             has = right.any(1)
             colour = np.where(good[:, None], (60, 220, 60), np.where(has[:, None], (240, 50, 50), (150, 150, 150)))
             colour = np.where(none[:, None], np.where(has[:, None], (240, 220, 40), (70, 110, 255)), colour)
-            at = np.clip((item.sample.at[k].numpy() * len(image)).astype(int), 0, len(image) - 2)
+            at = item.sample.at[k][item.sample.row[k]].numpy()
+            at = np.clip((at * len(image)).astype(int), 0, len(image) - 2)
             for step in ((0, 0), (0, 1), (1, 0), (1, 1)):
                 image[at[:, 1] + step[0], at[:, 0] + step[1]] = colour
             sides.append(image)

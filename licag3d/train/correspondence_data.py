@@ -85,6 +85,8 @@ def labelled(
 ) -> Labelled:
     """Candidates of every second point under the given cameras, and which are right under the true ones.
 
+    The network itself sees every second of those points.
+
     Args:
         swap: the second view first. hand: also what the hand-made costs say.
     """
@@ -98,7 +100,8 @@ def labelled(
     chains = tuple(thinned(pair.chains[way][k])[0] for k in order)
     cameras = tuple(cameras[k] for k in order)
     candidates = both_candidates(cameras, chains, settings)
-    sample = pair_sample(cameras, chains, candidates, settings.path)
+    points = tuple(thinned(chain) for chain in chains)
+    sample = pair_sample(cameras, chains, candidates, settings.path, points)
     shown = [pair.true_cameras[k].project(pair.curves_mm[k])[0] * chains[order[k]].mm_per_pixel for k in (0, 1)]
     shown = [shown[k] for k in order]
     middle = middle_mm(cameras, chains)
@@ -112,8 +115,8 @@ def labelled(
         off = (candidates[k].points_mm - middle) @ cameras[k].frame.beam - depth[:, None]
         off = off[right & np.isfinite(off)]
         depth = depth + (np.median(off) if len(off) else np.nan)
-        sample.branch.append(torch.from_numpy(branch))
-        sample.depth.append(torch.from_numpy((depth / TREE_MM).astype(np.float32)))
+        sample.branch.append(torch.from_numpy(branch[points[k][1]]))
+        sample.depth.append(torch.from_numpy((depth[points[k][1]] / TREE_MM).astype(np.float32)))
     costs = _hand_made(cameras, chains, candidates, settings) if hand else ()
     seen = pair.seen[way]
     pictures = np.stack([pictures_of(seen[k]) for k in order])
