@@ -17,7 +17,7 @@ import torch
 from licag3d.errors import InputError
 from licag3d.geometry import Camera
 from licag3d.models.branch_table import ARTERIES, tree_of
-from licag3d.models.encoder import MOST_VIEWS, TreeFromViews, ViewFeatures
+from licag3d.models.encoder import MOST_VIEWS, TreeFromViews
 from licag3d.models.view_windows import Window, camera_numbers, cut_window
 from licag3d.structures import VesselEvidence, VesselTree, View
 
@@ -189,7 +189,7 @@ def _encode(items, cameras, encoder, artery, box_center_mm, images, device, *, e
     groups = [[k] for k in range(len(windows))] if each else [list(range(len(windows)))]
     out = []
     for group in groups:
-        part = ViewFeatures(seen.tokens[:, group], seen.maps[:, group])
+        part = seen.only(group)
         codes = encoder.read(part, chosen)
         out.append(
             _encoding(encoder, codes, part, [windows[k] for k in group], [cameras[k] for k in group], artery,

@@ -4,7 +4,8 @@
 Every view is brought into a window of fixed size in mm about its vessels (:mod:`licag3d.models.view_windows`), so that
 table offsets of any size leave the pictures unchanged. One small convolutional pyramid, shared by all views and turned
 to their angles (FiLM), gives tokens and dense maps; style queries attend over the tokens of all views, whatever their
-number and order; one head for all styles writes the code as a distance from the mean code of the artery.
+number and order; one head for all styles writes the code as a distance from the mean code of the artery. What the
+dense maps name in each view then corrects the code along the rays (:mod:`licag3d.models.named_update`).
 
 After Richardson et al. (pSp, CVPR 2021: pyramid, styles as offsets from the mean) and Tov et al. (e4e, SIGGRAPH 2021:
 one code plus small deltas), with the map-to-style networks replaced by queries and one shared head: the published
@@ -21,6 +22,7 @@ from torch import nn
 
 from licag3d.errors import InputError
 from licag3d.models.branch_table import ARTERIES, table_of
+from licag3d.models.named_update import NamedUpdate, cells_of, patients_moments
 from licag3d.models.vit import initialise
 
 #: Raised when tensors of older files no longer mean the same.
@@ -45,6 +47,8 @@ class TreeEncoderConfig:
         w_dim: size of a style. tuple_dim: size of the code that tells patients apart.
         start: ``none``, or ``vasomim``: the tokens of the embedded angiogram encoder (frozen, not part of these
             weights) enter the pyramid as one more level.
+        stretches: named places per branch that correct the code; 0 leaves the correction out. cells: of the dense maps,
+            those with most vessel, that are read for it.
         lifted: channels of the tri-plane residual lifted from the views; 0 leaves it out.
     """
 
@@ -62,6 +66,8 @@ class TreeEncoderConfig:
     w_dim: int = 256
     tuple_dim: int = 64
     start: str = "none"
+    stretches: int = 6
+    cells: int = 512
     lifted: int = 0
 
     def __post_init__(self) -> None:
@@ -81,6 +87,8 @@ class TreeEncoderConfig:
             ("structure", 1, 16),
             ("w_dim", 1, 4096),
             ("tuple_dim", 2, 1024),
+            ("stretches", 0, 32),
+            ("cells", 16, 65536),
             ("lifted", 0, 64),
         ):
             if not low <= getattr(self, name) <= high:
@@ -104,11 +112,21 @@ class TreeEncoderConfig:
 class ViewFeatures:
     """What one view gives, before views meet; ``(B, V, ...)``.
 
-    tokens ``(B, V, T, token)``; maps ``(B, V, dense, M, M)``, of which :meth:`TreeFromViews.names` reads branches.
+    tokens ``(B, V, T, token)``; maps ``(B, V, dense, M, M)``, of which :meth:`TreeFromViews.names` reads branches;
+    cameras ``(B, V, CAMERA_NUMBERS)``; chance ``(B, V, M^2)`` how much vessel each cell shows, at_mm ``(B, V, M^2, 2)``
+    where in the window.
     """
 
     tokens: torch.Tensor
     maps: torch.Tensor
+    cameras: torch.Tensor
+    chance: torch.Tensor
+    at_mm: torch.Tensor
+
+    def only(self, views) -> ViewFeatures:
+        """Some of the views."""
+        names = ("tokens", "maps", "cameras", "chance", "at_mm")
+        return ViewFeatures(*(getattr(self, name)[:, views] for name in names))
 
 
 @dataclass(frozen=True)
@@ -117,7 +135,7 @@ class Codes:
 
     Args:
         w_plus: ``(B, styles, w_dim)`` for the artery asked for. delta: ``(B, structure, w_dim)``, what its first styles
-            have beyond the common w.
+            have beyond the common w. guess: ``(B, styles, w_dim)``, before the correction by named places.
         label: ``(B, 3)`` logits of right, left, co-dominant.
         tuple_code: ``(B, tuple_dim)``, unit length.
         place_mm: ``(B, V, 2)`` column and row of the centre of the box from the middle of each window, at the
@@ -127,6 +145,7 @@ class Codes:
 
     w_plus: torch.Tensor
     delta: torch.Tensor
+    guess: torch.Tensor
     label: torch.Tensor
     tuple_code: torch.Tensor
     place_mm: torch.Tensor
@@ -140,7 +159,7 @@ class TreeFromViews(nn.Module):
     Example:
         >>> net = TreeFromViews(TreeEncoderConfig(window_px=64, widths=(8, 8, 16, 16), token=16, dense=8))
         >>> seen = net.see(torch.rand(2, 3, 2, 64, 64), torch.rand(2, 3, CAMERA_NUMBERS))
-        >>> codes = net.read(seen, torch.tensor([0, 1]))
+        >>> codes = net.read(seen, torch.tensor([0, 1]), correct=False)
         >>> tuple(codes.w_plus.shape), tuple(codes.place_mm.shape)
         ((2, 16, 256), (2, 3, 2))
     """
@@ -184,6 +203,7 @@ class TreeFromViews(nn.Module):
         self.view_reader = _Mixer(c.token, c.heads)
         self.to_view = nn.Sequential(nn.Linear(2 * c.token, c.token), nn.SiLU(), nn.Linear(c.token, 3))
         self.to_spread = nn.Linear(c.token, 2)
+        self.update = NamedUpdate(c.structure + 1, c.w_dim, c.stretches) if c.stretches else None
         for part in (self.camera, self.enter, self.enter_camera, self.back, self.to_style, self.to_label, self.to_tuple,
                      self.to_view, self.to_spread):  # fmt: skip
             initialise(part)
@@ -241,7 +261,15 @@ class TreeFromViews(nn.Module):
         x = x + self.back(tokens).transpose(1, 2).unflatten(2, x.shape[-2:])
         for up, beside in zip(self.up, levels[-2:0:-1], strict=True):
             x = F.silu(up(torch.cat([F.interpolate(x, scale_factor=2.0, mode="nearest"), beside], 1)))
-        return ViewFeatures(tokens.unflatten(0, (b, v)), x.unflatten(0, (b, v)))
+        chance, at_mm = cells_of(windows.flatten(0, 1), x.shape[-1], c.window_mm)
+        shape = (b, v)
+        return ViewFeatures(
+            tokens.unflatten(0, shape),
+            x.unflatten(0, shape),
+            cameras.float(),
+            chance.unflatten(0, shape),
+            at_mm.unflatten(0, shape),
+        )
 
     def names(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Which branch: logits ``(..., slots + 1)`` of features ``(..., dense)`` of the maps, right branches first,
@@ -250,28 +278,25 @@ class TreeFromViews(nn.Module):
         found = self.name(features)
         return found[..., :-1], found[..., -1]
 
-    def read(self, seen: ViewFeatures, artery: torch.Tensor | None = None, use: torch.Tensor | None = None) -> Codes:
+    def read(self, seen: ViewFeatures, artery: torch.Tensor | None = None, *, correct: bool = True) -> Codes:
         """Codes from the features of all views.
 
         Args:
             artery: ``(B,)`` int64, 0 right, 1 left; None takes the likelier one.
-            use: ``(B, V)`` bool, which views count; None all. At least one per patient.
+            correct: whether named places correct the code; needs :meth:`attach`.
         """
         c = self.config
         b, v, t, _ = seen.tokens.shape
         tokens = seen.tokens.reshape(b, v * t, -1)
-        hidden = None
-        if use is not None:
-            hidden = ~use[:, :, None].expand(b, v, t).reshape(b, v * t)
         asked = self.question.to(tokens.dtype).expand(b, -1, -1)
         for reader in self.readers:
-            asked = reader(asked, tokens, hidden)
+            asked = reader(asked, tokens)
         label = self.to_label(asked[:, 0]).float()
         if artery is None:
             artery = (label[:, 1] > label[:, 0]).long()
         styles = self.query.to(tokens.dtype)[artery]
         for reader in self.readers:
-            styles = reader(styles, tokens, hidden)
+            styles = reader(styles, tokens)
         written = self.to_style(styles).float()
         spread, average = self.w_spread[artery], self.w_average[artery]
         common, delta = written[:, 0], 0.3 * written[:, 1:]
@@ -288,15 +313,55 @@ class TreeFromViews(nn.Module):
         view = self.view_reader(self.view_question.to(own.dtype).expand(b * v, -1, -1), own)[:, 0].reshape(b, v, -1)
         view = self.to_view(torch.cat([view, styles[:, :1].expand(-1, v, -1)], 2)).float()
         log_spread = self.to_spread(styles[:, 0]).float()
-        return Codes(
-            w_plus,
-            spread[:, None] * delta,
-            label,
-            tuple_code,
-            20.0 * view[..., :2],
-            0.1 * view[..., 2],
-            log_spread,
-        )
+        place_mm, log_scale = 20.0 * view[..., :2], 0.1 * view[..., 2]
+        guess = w_plus
+        if correct and self.update is not None:
+            with torch.autocast(tokens.device.type, enabled=False):
+                w_plus, place_mm = self._corrected(seen, guess, place_mm, log_scale, artery)
+        return Codes(w_plus, spread[:, None] * delta, guess, label, tuple_code, place_mm, log_scale, log_spread)
+
+    def attach(self, generator) -> None:
+        """Let the structure stage of a generator write the branches that the correction compares with what is seen. It
+        is kept beside the modules: its weights are a file of their own.
+        """
+        object.__setattr__(self, "_stage", generator.structure)
+
+    def _corrected(self, seen: ViewFeatures, guess, place_mm, log_scale, artery):
+        c, stage = self.config, getattr(self, "_stage", None)
+        if stage is None:
+            raise RuntimeError("the encoder corrects codes with the generator's structure stage: call attach first")
+        new_code, new_place = guess.clone(), place_mm.clone()
+        for index, name in enumerate(ARTERIES):
+            rows = (artery == index).nonzero()[:, 0]
+            if not len(rows):
+                continue
+            views = seen.cameras.shape[1]
+            chance = seen.chance[rows].flatten(0, 1)
+            best = chance.topk(min(c.cells, chance.shape[1]), dim=1).indices
+            pixels = seen.maps[rows].flatten(0, 1).flatten(2).transpose(1, 2).float()
+            pixels = pixels.gather(1, best[..., None].expand(-1, -1, pixels.shape[2]))
+            at = seen.at_mm[rows].flatten(0, 1).gather(1, best[..., None].expand(-1, -1, 2))
+            logits, share = self.names(pixels)
+            first = sum(self.slots[:index])
+            own = [*range(first, first + self.slots[index]), sum(self.slots)]
+            names = torch.softmax(logits[..., own], -1)[..., :-1]
+            measured, precision = self.update.measure(names, torch.sigmoid(share), chance.gather(1, best), at)
+            shape = (len(rows), views)
+            written = stage.courses(stage.vectors(guess[rows, : c.structure], name), name)
+            code, shift = self.update(
+                self.update.places(written),
+                measured.unflatten(0, shape),
+                precision.unflatten(0, shape),
+                seen.cameras[rows],
+                place_mm[rows],
+                log_scale[rows],
+                name,
+            )
+            code = code.unflatten(1, (c.structure + 1, c.w_dim))
+            rest = code[:, -1:].expand(-1, c.styles - c.structure, -1)
+            new_code = new_code.index_add(0, rows, torch.cat([code[:, :-1], rest], 1))
+            new_place = new_place.index_add(0, rows, shift)
+        return new_code, new_place
 
     def same_patient_probability(self, first: torch.Tensor, second: torch.Tensor, artery: int) -> torch.Tensor:
         """Probability that two tuple codes ``(..., tuple_dim)`` are of one patient, both showing this artery."""
@@ -337,13 +402,11 @@ class _Mixer(nn.Module):
         for part in (self.q, self.kv, self.out, self.mlp):
             initialise(part)
 
-    def forward(self, x: torch.Tensor, tokens: torch.Tensor, hidden: torch.Tensor | None = None) -> torch.Tensor:
-        """``x`` ``(B, Q, width)``; tokens ``(B, T, width)``; hidden ``(B, T)`` True where not to look."""
+    def forward(self, x: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """``x`` ``(B, Q, width)``; tokens ``(B, T, width)``."""
         q = self._split(self.q(self.norm_q(x)))
         k, v = (self._split(part) for part in self.kv(self.norm_t(tokens)).chunk(2, -1))
         weights = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(-1, -2)).float()
-        if hidden is not None:
-            weights = weights.masked_fill(hidden[:, None, None], -1e9)
         x = x + self.out(torch.matmul(weights.softmax(-1).to(v.dtype), v).transpose(1, 2).flatten(2))
         return x + self.mlp(self.norm_x(x))
 
@@ -369,21 +432,28 @@ def set_codes(net: TreeFromViews, generator, reader=None, data=None) -> None:
             f"the generator has {generator.layers} styles ({g.structure} of structure) of {g.w_dim} numbers, the "
             f"encoder writes {c.styles} ({c.structure}) of {c.w_dim}"
         )
+    net.attach(generator)
     with torch.no_grad():
         net.w_average.copy_(generator.w_average)
         if reader is not None:
             for index, artery in enumerate(ARTERIES):
-                w, _ = reader(artery, data.vector[artery], data.known[artery])
+                w, delta = reader(artery, data.vector[artery], data.known[artery])
                 net.w_average[index] = w.mean(0)
                 net.w_spread[index] = w.std(0).clamp_min(1e-3)
+                if net.update is not None:
+                    codes = torch.cat([w[:, None] + delta, w[:, None]], 1)
+                    patients_moments(net.update, generator.structure, codes, artery)
 
 
-def load_tree_encoder(name_or_path: str = "tree_encoder", device: str | torch.device = "cpu") -> TreeFromViews:
+def load_tree_encoder(
+    name_or_path: str = "tree_encoder", device: str | torch.device = "cpu", *, generator: str = "generator"
+) -> TreeFromViews:
     """The encoder in eval mode, its card as ``card``.
 
     Args:
         name_or_path: embedded weights, a ``.safetensors`` file of a training run, or ``random`` (an untrained encoder
             about the mean codes of the embedded generator: always the same).
+        generator: whose codes it writes.
 
     Raises:
         InputError: missing, damaged, or of another architecture.
@@ -403,6 +473,9 @@ def load_tree_encoder(name_or_path: str = "tree_encoder", device: str | torch.de
         tensors, card = load_weights(name_or_path) if name_or_path.endswith(".safetensors") else load(name_or_path)
         net = TreeFromViews(tree_encoder_config(card, name_or_path))
         load_into(net, {key: value.float() for key, value in tensors.items()}, name_or_path)
+        from licag3d.models.generator import load_generator
+
+        net.attach(load_generator(generator, device)[0])
         net.card = card
     return net.eval().requires_grad_(False).to(device)
 

@@ -30,7 +30,7 @@ def add_flags(parser) -> None:
     from licag3d.train.encoder_settings import TUPLE_FORMS, EncoderStepSettings
 
     add_loop_flags(
-        parser, steps=60000, batch=12, rate=1e-3, warmup=100, decay=1e-4, ema=0.998, clip=20.0, validate_every=500
+        parser, steps=60000, batch=12, rate=1e-3, warmup=100, decay=1e-4, ema=0.998, clip=200.0, validate_every=500
     )
     data = parser.add_argument_group("data: phantom trees, grown once and kept; windows of them are drawn anew")
     data.add_argument("--pool", metavar="FILE", help="file of the pool (default: trees.safetensors beside the run)")
@@ -177,9 +177,8 @@ def calibrate(net, maker, *, rounds: int = 4) -> list[list[float]]:
                     device = next(net.parameters()).device
                     windows = batch["windows"].to(device)
                     seen = net.see(windows, batch["cameras"].to(device), frozen_tokens(net, windows))
-                    use = torch.eye(2, dtype=torch.bool, device=device)
                     arteries = batch["artery"].to(device)
-                    codes.append([net.read(seen, arteries, u.expand(len(arteries), 2)).tuple_code for u in use])
+                    codes.append([net.read(seen.only([k]), arteries, correct=False).tuple_code for k in range(2)])
             first, second = (torch.cat([pair[k] for pair in codes]) for k in range(2))
             alike = first @ second.T
             mine = torch.eye(len(first), dtype=torch.bool, device=alike.device)

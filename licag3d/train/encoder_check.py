@@ -48,14 +48,12 @@ class EncoderChecks:
             batch = {key: value.to(device) for key, value in batch.items()}
             seen = net.see(batch["windows"], batch["cameras"], frozen_tokens(net, batch["windows"]))
             for views in range(1, VIEWS + 1):
-                code = net.read(seen, batch["artery"], _first(batch, views))
-                if views == 2 and sheet is None:
+                code = net.read(seen.only(list(range(views))), batch["artery"])
+                if views == VIEWS and sheet is None:
                     sheet = (batch, code)
                 _collect(sums, stage, code, batch, views)
-            other = torch.zeros_like(_first(batch, 1))
-            other[:, 1] = True
-            codes["first"].append(net.read(seen, batch["artery"], _first(batch, 1)).tuple_code)
-            codes["second"].append(net.read(seen, batch["artery"], other).tuple_code)
+            for k, key in enumerate(("first", "second")):
+                codes[key].append(net.read(seen.only([k]), batch["artery"], correct=False).tuple_code)
             codes["artery"].append(batch["artery"])
         numbers = {key: float(np.mean(values)) for key, values in sums.items()}
         first, second, artery = (torch.cat(codes[key]) for key in ("first", "second", "artery"))
@@ -80,12 +78,6 @@ def patient_auc(first: torch.Tensor, second: torch.Tensor, artery: torch.Tensor)
     return float(above)
 
 
-def _first(batch: dict, views: int) -> torch.Tensor:
-    use = torch.zeros(batch["windows"].shape[:2], dtype=torch.bool, device=batch["windows"].device)
-    use[:, :views] = True
-    return use
-
-
 def _collect(sums: dict, stage, code: Codes, batch: dict, views: int) -> None:
     first = 0
     for artery in ARTERIES:
@@ -97,12 +89,12 @@ def _collect(sums: dict, stage, code: Codes, batch: dict, views: int) -> None:
             sums.setdefault(f"{artery}_{views}_mm", []).extend(course_errors_mm(stage, artery, written, truth).tolist())
     found = (code.label[:, 1] > code.label[:, 0]).long()
     sums.setdefault(f"artery_{views}", []).extend((found == batch["artery"]).float().tolist())
-    off = (code.place_mm - batch["place_mm"]).norm(dim=2)[:, :views]
+    off = (code.place_mm - batch["place_mm"][:, :views]).norm(dim=2)
     sums.setdefault(f"place_{views}_mm", []).extend(off.flatten().tolist())
 
 
 def sheet_png(net: TreeFromViews, stage, batch: dict, code: Codes) -> bytes:
-    """Input windows (grey) with the encoded tree of two views reprojected over them (red); patients in rows."""
+    """Input windows (grey) with the encoded tree of all of them reprojected over them (red); patients in rows."""
     import imageio.v3 as imageio
 
     rows, first = [], 0

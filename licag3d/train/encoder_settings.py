@@ -16,7 +16,8 @@ class EncoderStepSettings:
     """Weights of the losses; 0 leaves one out.
 
     Args:
-        vector: courses, places, radii, presences against the truth, 3D, mm. code: W+ regression. latent: pull of the
+        vector: courses, places, radii, presences against the truth, 3D, mm; guess: of the code before named places
+            correct it, relative to that. code: W+ regression. latent: pull of the
             styles' deltas to W. tuple: see ``licag3d.losses.tuple``, in the form ``tuple_form``. place: of the centre
             in each view, per mm. label: artery and co-dominance. dense: branches by pixel. spread: of the expected
             errors. projection: line integral of the written tree at low resolution. vessel: soft clDice of it.
@@ -25,14 +26,15 @@ class EncoderStepSettings:
         map_px: of the projections.
     """
 
-    vector: float = 1.0
+    vector: float = 0.4
+    guess: float = 0.5
     code: float = 0.3
     latent: float = 0.02
     tuple: float = 0.5
     tuple_form: str = "contrastive"
     place: float = 0.3
     label: float = 1.0
-    dense: float = 1.5
+    dense: float = 2.0
     spread: float = 0.2
     projection: float = 1.0
     vessel: float = 0.5

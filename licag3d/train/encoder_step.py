@@ -41,20 +41,20 @@ class EncoderTrainee(nn.Module):
 def encoder_loss(model: EncoderTrainee, batch: dict, step: int) -> tuple[torch.Tensor, dict]:
     """The sum of the losses, and the numbers to record. ``batch``: of ``licag3d.train.encoder_data.ViewMaker``."""
     s, net = model.step, model.encoder
-    b, v = batch["windows"].shape[:2]
+    v = batch["windows"].shape[1]
     windows = batch["windows"]
     seen = net.see(windows, batch["cameras"], frozen_tokens(net, windows))
     numbers: dict[str, torch.Tensor] = {}
     with torch.autocast(windows.device.type, enabled=False):
         total = s.dense * _dense_part(net, seen.maps.float(), batch, numbers)
-    sets = _sets(v, windows.device)
+    sets = _sets(v)
     codes = {}
-    for name, use in sets.items():
-        codes[name] = net.read(seen, batch["artery"], use.expand(b, v))
+    for name, views in sets.items():
+        # The second view alone is only asked whose it is.
+        codes[name] = net.read(seen.only(views), batch["artery"], correct=name != "two")
     with torch.autocast(windows.device.type, enabled=False):
         for name, code in codes.items():
-            weight = 1.0 / len(sets)
-            total = total + weight * _code_part(model, code, sets[name], batch, numbers, name)
+            total = total + _code_part(model, code, sets[name], batch, numbers, name) / len(sets)
         total = total + s.tuple * _tuple_part(model, codes, batch, numbers)
         if s.projection:
             total = total + _picture_part(model, codes["all"], batch, step, numbers)
@@ -64,21 +64,14 @@ def encoder_loss(model: EncoderTrainee, batch: dict, step: int) -> tuple[torch.T
     return total, model.last | numbers
 
 
-def _sets(views: int, device) -> dict[str, torch.Tensor]:
-    """Which views are read together: the first alone, the second alone, all (and the first two of three)."""
-    use = {"one": [0], "two": [1], "all": list(range(views))}
-    if views > 2:
-        use["pair"] = [0, views - 1]
-    out = {}
-    for name, chosen in use.items():
-        row = torch.zeros(1, views, dtype=torch.bool, device=device)
-        row[0, [k for k in chosen if k < views]] = True
-        if row.any():
-            out[name] = row
-    return out
+def _sets(views: int) -> dict[str, list[int]]:
+    """Which views are read together: the first alone, the second alone, all."""
+    return {"one": [0], "two": [1], "all": list(range(views))} if views > 1 else {"all": [0]}
 
 
-def _code_part(model: EncoderTrainee, code: Codes, use, batch: dict, numbers: dict, name: str) -> torch.Tensor:
+def _code_part(
+    model: EncoderTrainee, code: Codes, views: list[int], batch: dict, numbers: dict, name: str
+) -> torch.Tensor:
     s, stage, net = model.step, model.generator.structure, model.encoder
     total = 0.0
     errors, spreads = [], []
@@ -92,6 +85,10 @@ def _code_part(model: EncoderTrainee, code: Codes, use, batch: dict, numbers: di
         share = len(truth) / len(batch["artery"])
         written = stage.vectors(code.w_plus[rows, : stage.groups], artery)
         loss, facts = vector_loss(stage, artery, written, truth, known)
+        if code.guess is not code.w_plus:
+            guessed = stage.vectors(code.guess[rows, : stage.groups], artery)
+            first_loss, _ = vector_loss(stage, artery, guessed, truth, known)
+            loss = loss + s.guess * first_loss
         target = batch[f"{artery}.w"]
         off = (code.w_plus[rows, : stage.groups] - target[:, None] - batch[f"{artery}.delta"]) / net.w_spread[index]
         rest = (code.w_plus[rows, stage.groups] - target) / net.w_spread[index]
@@ -103,17 +100,19 @@ def _code_part(model: EncoderTrainee, code: Codes, use, batch: dict, numbers: di
         if name in ("one", "all"):
             numbers[f"{artery}_{name}_mm"] = mean_mm.mean()
             if name == "all":
+                with torch.no_grad():
+                    by_guess = stage.vectors(code.guess[rows, : stage.groups], artery)
+                    numbers[f"{artery}_guess_mm"] = course_errors_mm(stage, artery, by_guess, truth).mean()
                 numbers |= {f"{artery}_{key}": value for key, value in facts.items()}
                 numbers[f"{artery}_w_plus"] = in_w.detach()
     latent = (code.delta / net.w_spread[batch["artery"]][:, None]).square().mean()
     error, spread = torch.cat(errors), torch.cat(spreads)
     # Laplace likelihood of the error with the spread that the encoder expects.
     expected = (error / (4 * spread.exp()) + spread).mean()
-    seen = use.expand_as(code.log_scale).float()
-    place = (seen * (code.place_mm - batch["place_mm"]).norm(dim=2)).sum() / seen.sum()
-    scale_off = (code.log_scale - batch["log_scale"]).abs()
-    scale = (seen * scale_off).sum() / seen.sum()
-    mean_off = ((seen * (code.log_scale - batch["log_scale"])).sum(1) / seen.sum(1)).abs().detach()
+    place = (code.place_mm - batch["place_mm"][:, views]).norm(dim=2).mean()
+    scale_off = code.log_scale - batch["log_scale"][:, views]
+    scale = scale_off.abs().mean()
+    mean_off = scale_off.mean(1).abs().detach()
     scale_spread = (mean_off / (0.03 * code.log_spread[:, 1].exp()) + code.log_spread[:, 1]).mean()
     label = F.cross_entropy(code.label[:, :2], batch["artery"]) + 0.3 * F.binary_cross_entropy_with_logits(
         code.label[:, 2], batch["co_dominant"]

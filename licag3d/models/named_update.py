@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The lift of what is seen into the code: named places of all views, through their rays, by one Kalman step.
+
+The dense maps of the encoder say which branch a vessel pixel belongs to and where along it. The weighted means of
+those pixels are measured places: branch k, stretch j, at (u, v) mm in the window of each view. The code that queries
+wrote predicts the same places exactly (the structure stage writes the branches, the camera projects them). Their
+difference corrects the code by the best linear estimate under the covariances of the training patients,
+
+    w <- w + C P' (P K P' + R)^-1 (seen - predicted),        C = cov(w, places), K = cov(places), P the projections,
+
+with the place of the tree in each view as a further unknown (a block of R). Any number of views, in any order; the
+accuracy of a pixel comes through although the code was first guessed by a network (Iskakov et al., ICCV 2019, lift
+joints of bodies algebraically too; the estimate is the textbook one of Kalman filters).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from licag3d.models.branch_table import ARTERIES, BranchTable, table_of
+
+
+class NamedUpdate(nn.Module):
+    """Moments of the training patients (buffers) and a few learnt scales.
+
+    Args:
+        codes: styles that are corrected (structure and one for all others). w_dim: size of a style.
+        stretches: J per branch; the hat functions of a stretch overlap.
+    """
+
+    def __init__(self, codes: int, w_dim: int, stretches: int):
+        super().__init__()
+        self.tables: dict[str, BranchTable] = {artery: table_of(artery) for artery in ARTERIES}
+        self.codes, self.stretches = codes, stretches
+        for artery, table in self.tables.items():
+            places = 3 * len(table.slots) * stretches
+            self.register_buffer(f"{artery}_cov", torch.zeros(places, places))
+            self.register_buffer(f"{artery}_gain", torch.zeros(codes * w_dim, places))
+        # Prior error of the guessed code against the spread of patients, of a place in a view (mm), of a measured place
+        # (mm, and against the scatter of its pixels), pixels that a measurement needs, how far an outlier may lie.
+        self.log_prior = nn.Parameter(torch.tensor([math.log(0.8), math.log(0.8)]))
+        self.log_place_mm = nn.Parameter(torch.tensor(math.log(3.0)))
+        self.log_seen_mm = nn.Parameter(torch.tensor(math.log(2.0)))
+        self.log_scatter = nn.Parameter(torch.tensor(math.log(0.5)))
+        self.log_mass = nn.Parameter(torch.tensor(math.log(0.7)))
+        self.log_outlier = nn.Parameter(torch.tensor(math.log(3.0)))
+
+    def hats(self, samples: int) -> torch.Tensor:
+        """``(J, samples)``: weights of the samples of a branch in each stretch, rows sum to one."""
+        return _hats(torch.linspace(0, 1, samples), self.stretches, normal=True)
+
+    def places(self, courses) -> torch.Tensor:
+        """Named places ``(B, slots * J, 3)`` of courses as ``BranchStage.courses`` gives them."""
+        return torch.cat([self.hats(p.shape[1]).to(p) @ p for p, _, _ in courses], 1)
+
+    @torch.no_grad()
+    def set_moments(self, artery: str, codes: torch.Tensor, places: torch.Tensor) -> None:
+        """Covariances of patients: codes ``(T, codes * w_dim)``, places ``(T, slots * J * 3)``."""
+        code, place = codes - codes.mean(0), places - places.mean(0)
+        getattr(self, f"{artery}_cov").copy_(place.T @ place / len(place))
+        getattr(self, f"{artery}_gain").copy_(code.T @ place / len(place))
+
+    def measure(
+        self, names: torch.Tensor, share: torch.Tensor, chance: torch.Tensor, at_mm: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Measured places ``(N, slots * J, 2)`` in mm and their precision ``(N, slots * J)`` in 1/mm^2.
+
+        Args:
+            names: ``(N, M, slots)`` probabilities of the branches in each cell. share: ``(N, M)`` along the branch.
+            chance: ``(N, M)`` how much vessel a cell shows. at_mm: ``(N, M, 2)`` where.
+        """
+        weight = names * chance[..., None]
+        hats = _hats(share, self.stretches, normal=False)  # (N, J, M)
+        x, y = at_mm.unbind(-1)
+        # Squares in units of the window: single precision must hold the differences.
+        facts = torch.stack([torch.ones_like(x), x, y, x * x + y * y], 1)  # (N, 4, M)
+        both = (hats[:, :, None] * facts[:, None]).flatten(1, 2)  # (N, 4 J, M)
+        sums = (both @ weight).unflatten(1, (self.stretches, 4)).permute(0, 3, 1, 2).flatten(1, 2)  # (N, slots J, 4)
+        mass = sums[..., 0]
+        mean = sums[..., 1:3] / mass.clamp_min(1e-4)[..., None]
+        scatter = (sums[..., 3] / mass.clamp_min(1e-4) - mean.square().sum(-1)).clamp_min(0)
+        spread2 = (2 * self.log_seen_mm).exp() + self.log_scatter.exp() ** 2 * scatter * 0.1
+        sure = mass.square() / (mass.square() + (2 * self.log_mass).exp())
+        return mean, sure / spread2
+
+    def forward(
+        self,
+        places: torch.Tensor,
+        seen_mm: torch.Tensor,
+        precision: torch.Tensor,
+        cameras: torch.Tensor,
+        place_mm: torch.Tensor,
+        log_scale: torch.Tensor,
+        artery: str,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Corrections of codes ``(B, codes * w_dim)`` and of the place in each view ``(B, V, 2)`` mm.
+
+        Args:
+            places: ``(B, K, 3)`` of the guessed code, mm. seen_mm: ``(B, V, K, 2)``; precision: ``(B, V, K)``, 0 for
+                what is not seen. cameras: ``(B, V, 11)``. place_mm, log_scale: ``(B, V, 2)``, ``(B, V)`` as guessed.
+        """
+        b, v, k, _ = seen_mm.shape
+        prior = (2 * self.log_prior[ARTERIES.index(artery)]).exp()
+        covariance = prior * getattr(self, f"{artery}_cov")
+        predicted, slope = project(places, cameras, place_mm, log_scale)  # (B, V, K, 2), (B, V, K, 2, 3)
+        off = seen_mm - predicted
+        # What is much farther off than code and place allow is named wrongly.
+        diagonal = covariance.diagonal().unflatten(0, (k, 3)).sum(1) / 1.5
+        place2 = (2 * self.log_place_mm).exp()
+        allowed = diagonal + place2 + 1 / precision.clamp_min(1e-3)
+        outlier = 1 / (1 + off.square().sum(-1) / (allowed * (2 * self.log_outlier).exp()))
+        root = (precision * outlier).clamp_min(1e-12).sqrt()[..., None, None]
+        slope = (root * slope).permute(0, 1, 3, 2, 4).reshape(b, 2 * v, k, 3)  # rows: view and axis
+        # Rows of the measurement matrix: one place each, so products with the covariance are small blocks.
+        blocks = covariance.view(k, 3, k, 3)
+        half = torch.einsum("brki,kilj->brklj", slope, blocks)
+        system = torch.einsum("brklj,bslj->brksl", half, slope).permute(0, 1, 2, 3, 4)
+        system = system.reshape(b, 2 * v * k, 2 * v * k)
+        flat_root = root[..., 0, 0].unsqueeze(2).expand(b, v, 2, k).reshape(b, 2 * v, k)
+        same = torch.eye(2 * v, device=off.device, dtype=off.dtype)
+        shared = place2 * torch.einsum("brk,rs,bsl->brksl", flat_root, same, flat_root)
+        system = system + shared.reshape_as(system)
+        system = system + torch.eye(system.shape[-1], device=off.device, dtype=off.dtype)
+        right = (root[..., 0] * off).permute(0, 1, 3, 2).reshape(b, -1, 1)
+        factor = torch.linalg.cholesky(system)
+        answer = torch.cholesky_solve(right, factor)[..., 0].view(b, 2 * v, k)
+        back = torch.einsum("brk,brki->bki", answer, slope).flatten(1)
+        code = prior * back @ getattr(self, f"{artery}_gain").T
+        shift = place2 * (answer * flat_root).sum(2).view(b, v, 2)
+        return code, shift
+
+
+def project(points: torch.Tensor, cameras: torch.Tensor, place_mm: torch.Tensor, log_scale: torch.Tensor):
+    """(u, v) ``(B, V, K, 2)`` in windows of points ``(B, K, 3)`` in mm from the centre of the box, and the derivative
+    ``(B, V, K, 2, 3)``. Distances to the source as in ``view_windows.camera_numbers``.
+    """
+    beam, column, row = cameras[..., :3], cameras[..., 3:6], cameras[..., 6:9]
+    sod = 750.0 + 100.0 * cameras[..., 9]
+    # The scale tells how far the centre is from the source.
+    depth = 1 + torch.einsum("bki,bvi->bvk", points, beam) / (sod * torch.exp(-log_scale))[..., None]
+    grow = log_scale.exp()[..., None] / depth
+    axes = torch.stack([column, row], 2)  # (B, V, 2, 3)
+    flat = torch.einsum("bki,bvai->bvka", points, axes) * grow[..., None]
+    tilt = beam / (sod * torch.exp(-log_scale))[..., None]
+    slope = grow[..., None, None] * axes[:, :, None] - (flat / depth[..., None])[..., None] * tilt[:, :, None, None]
+    return flat + place_mm[:, :, None], slope
+
+
+def _hats(share: torch.Tensor, count: int, *, normal: bool) -> torch.Tensor:
+    """Hat functions of shares ``(..., M)``: ``(..., J, M)``; with ``normal`` each sums to one over M."""
+    centre = (torch.arange(count, device=share.device, dtype=share.dtype) + 0.5) / count
+    # Both ends belong to the outer stretches.
+    inside = share.clamp(float(0.5 / count), float(1 - 0.5 / count))
+    hats = (1 - (inside[..., None, :] - centre[:, None]).abs() * count).clamp_min(0)
+    return hats / hats.sum(-1, keepdim=True).clamp_min(1e-6) if normal else hats
+
+
+def cells_of(windows: torch.Tensor, cells: int, window_mm: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """How much vessel each cell of the dense maps shows, ``(N, cells^2)``, and its centroid ``(N, cells^2, 2)`` in mm
+    from the middle of the window, from windows ``(N, channels, S, S)``.
+    """
+    chance = windows[:, :1].float()
+    size = chance.shape[-1]
+    at = (torch.arange(size, device=chance.device) + 0.5) * (window_mm / size) - 0.5 * window_mm
+    weighted = torch.cat([chance, chance * at, chance * at[:, None]], 1)
+    pooled = F.avg_pool2d(weighted, size // cells).flatten(2)
+    mass = pooled[:, 0]
+    place = pooled[:, 1:] / mass.clamp_min(1e-4)[:, None]
+    # A few pixels of vessel in a cell are enough.
+    return (4 * mass).clamp(max=1) * (mass > 0.02), place.transpose(1, 2)
+
+
+def patients_moments(update: NamedUpdate, stage, codes: torch.Tensor, artery: str, batch: int = 256) -> None:
+    """Set the moments of one artery from codes ``(T, codes, w_dim)`` of training patients."""
+    places = []
+    with torch.no_grad():
+        for part in codes.split(batch):
+            vectors = stage.vectors(part[:, : stage.groups], artery)
+            places.append(update.places(stage.courses(vectors, artery)).flatten(1))
+    update.set_moments(artery, codes.flatten(1), torch.cat(places))
+
+
+def hats_of_truth(samples: int, count: int) -> np.ndarray:
+    """:func:`_hats` of evenly spread samples, for tests and pictures."""
+    return _hats(torch.linspace(0, 1, samples), count, normal=True).numpy()
