@@ -31,18 +31,20 @@ BRANCHES = (
 #: Widths of nearness, mm: between points of one view, and between epipolar planes.
 NEAR_MM, PLANE_MM = (2.0, 6.0, 20.0), (0.7, 2.5, 10.0)
 
+#: Rows and columns of the pictures that are folded into channels.
+FOLD = 4
 #: Fields of :class:`PairSample` that only training knows.
 TRUTHS = ("right", "branch", "depth")
 
 
 @dataclass(frozen=True)
 class CorrespondenceConfig:
-    """Sizes: ``channels`` of the U-Net's levels from half resolution down, ``width`` of a point's features, ``heads``
-    and ``rounds`` (own view, then other view) of attention."""
+    """Sizes: ``channels`` of the U-Net's levels from a quarter of the resolution down, ``width`` of a point's features,
+    ``heads`` and ``rounds`` (own view, then other view) of attention."""
 
-    channels: tuple[int, ...] = (24, 40, 64, 88, 112)
+    channels: tuple[int, ...] = (32, 48, 72, 96)
     width: int = 96
-    heads: int = 4
+    heads: int = 3
     rounds: int = 3
 
 
@@ -143,7 +145,8 @@ class Correspondence(nn.Module):
         super().__init__()
         self.config = config or CorrespondenceConfig()
         c, width = self.config.channels, self.config.width
-        self.stem = nn.Sequential(nn.Conv2d(8, c[0], 3, padding=1, bias=False), nn.BatchNorm2d(c[0]), nn.ReLU())
+        folded = 2 * FOLD**2
+        self.stem = nn.Sequential(nn.Conv2d(folded, c[0], 3, padding=1, bias=False), nn.BatchNorm2d(c[0]), nn.ReLU())
         self.down = nn.ModuleList(_block(a, b) for a, b in zip(c[:-1], c[1:], strict=True))
         self.angles = nn.Sequential(nn.Linear(VIEW_CUES, 64), nn.GELU(), nn.Linear(64, 2 * c[-1]))
         self.deep = _block(c[-1], c[-1])
@@ -191,8 +194,8 @@ class Correspondence(nn.Module):
         return out
 
     def features(self, pictures: torch.Tensor, views: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Feature maps at half and at a quarter of the resolution."""
-        x = F.pixel_unshuffle(pictures, 2)
+        """Feature maps at a quarter and at an eighth of the resolution: exact places are among the cues."""
+        x = F.pixel_unshuffle(pictures, FOLD)
         kept = [self.stem(x)]
         for block in self.down:
             kept.append(block(F.max_pool2d(kept[-1], 2)))
@@ -244,11 +247,13 @@ class Attend(nn.Module):
         """``bias`` ``(heads, T, S)`` of :func:`_prices`."""
         told = self.told_norm(y)
         key, value = self.told(told).chunk(2, -1)
-        split = [
-            z.reshape(len(z), self.heads, -1).transpose(0, 1)[None] for z in (self.ask(self.ask_norm(x)), key, value)
-        ]
-        said = F.scaled_dot_product_attention(*split, attn_mask=bias.to(split[0].dtype)[None])
-        x = x + self.out(said[0].transpose(0, 1).reshape(x.shape))
+        ask, key, value = (
+            z.reshape(len(z), self.heads, -1).transpose(0, 1) for z in (self.ask(self.ask_norm(x)), key, value)
+        )
+        # Written out: the fused kernel of torch checks every number for minus infinity when there is a bias.
+        weight = torch.softmax(torch.baddbmm(bias.to(ask.dtype), ask, key.mT, alpha=ask.shape[-1] ** -0.5), -1)
+        said = (weight.to(value.dtype) @ value).transpose(0, 1)
+        x = x + self.out(said.reshape(x.shape))
         return x + self.dense(self.dense_norm(x))
 
 
