@@ -64,7 +64,9 @@ class Branch:
     """One vessel branch between two nodes of the tree.
 
     ``points_lps_mm`` ``(n, 3)`` run away from the ostium; ``radius_mm`` ``(n,)``; ``parent`` is the id of the branch it
-    leaves (its first point lies on the parent), or None. ``confidence`` ``(n,)`` in 0..1 where known.
+    leaves (its first point lies on the parent), or None. ``confidence`` ``(n,)`` in 0..1 where known; ``error_mm``
+    ``(n,)`` where known: radius of the ball about the point that holds the true centreline with 90 %
+    (docs/uncertainty.md).
     """
 
     id: int
@@ -73,6 +75,7 @@ class Branch:
     radius_mm: np.ndarray
     name: str = ""
     confidence: np.ndarray | None = None
+    error_mm: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

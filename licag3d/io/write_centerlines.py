@@ -18,7 +18,8 @@ MAX_POINTS = 5_000_000
 
 
 def centerlines_dict(tree: VesselTree) -> dict[str, Any]:
-    """The content of ``centerlines.json``, to 1e-4 mm; ``confidence`` is added to branches that have one."""
+    """The content of ``centerlines.json``, to 1e-4 mm; ``confidence`` and ``error_mm`` are added to branches that have
+    them."""
     branches = []
     for branch in tree.branches:
         entry: dict[str, Any] = {
@@ -27,6 +28,8 @@ def centerlines_dict(tree: VesselTree) -> dict[str, Any]:
             "radius_mm": np.round(np.asarray(branch.radius_mm, np.float64), 4).tolist()}
         if branch.confidence is not None:
             entry["confidence"] = np.round(np.asarray(branch.confidence, np.float64), 4).tolist()
+        if branch.error_mm is not None:
+            entry["error_mm"] = np.round(np.asarray(branch.error_mm, np.float64), 4).tolist()
         branches.append(entry)
     return {"frame": "LPS", "unit": "mm", "branches": branches}
 
@@ -110,9 +113,12 @@ def _branch(entry: Any, where: str) -> Branch:
         raise InputError(f"{where}: a radius is {radius.min():g} mm; every radius must be positive")
     parent = entry.get("parent")
     name = entry.get("name") or ""
+    error = numbers("error_mm", (len(points),)) if entry.get("error_mm") is not None else None
+    if error is not None and (error < 0).any():
+        raise InputError(f"{where}: an error_mm is {error.min():g}; no error is negative")
     return Branch(whole("id", entry["id"]), None if parent is None else whole("parent", parent), points, radius,
                   name if isinstance(name, str) else str(name),
-                  numbers("confidence", (len(points),)) if entry.get("confidence") is not None else None)
+                  numbers("confidence", (len(points),)) if entry.get("confidence") is not None else None, error)
 
 
 def _short(value: Any) -> str:
@@ -121,7 +127,8 @@ def _short(value: Any) -> str:
 
 
 def write_centerlines_vtp(path: str | Path, tree: VesselTree) -> None:
-    """VTK XML PolyData (ASCII): one polyline per branch, point data Radius, BranchId, and Confidence where known.
+    """VTK XML PolyData (ASCII): one polyline per branch, point data Radius, BranchId, and where known Confidence and
+    ErrorMm (radius of the ball that holds the true centreline with 90 %).
 
     The field array SPACE says LPS, which 3D Slicer reads. File format: VTK File Formats, "XML File Formats".
     """
@@ -132,10 +139,11 @@ def write_centerlines_vtp(path: str | Path, tree: VesselTree) -> None:
     branch_ids = [str(int(b.id)) for b in branches]
     scalars = [_array("Float32", "Radius", [f"{r:.6g}" for r in radius]),
                _array("Int32", "BranchId", np.repeat(branch_ids, counts).tolist())]
-    if any(b.confidence is not None for b in branches):
-        # -1 stands for unknown: the ASCII encoding has no portable NaN.
-        values = [np.full(len(b.radius_mm), -1.0) if b.confidence is None else b.confidence for b in branches]
-        scalars.append(_array("Float32", "Confidence", [f"{v:.4g}" for v in np.concatenate(values)]))
+    for title, key in (("Confidence", "confidence"), ("ErrorMm", "error_mm")):
+        if any(getattr(b, key) is not None for b in branches):
+            # -1 stands for unknown: the ASCII encoding has no portable NaN.
+            values = [np.full(len(b.radius_mm), -1.0) if getattr(b, key) is None else getattr(b, key) for b in branches]
+            scalars.append(_array("Float32", title, [f"{v:.4g}" for v in np.concatenate(values)]))
     cells = [_array("Int32", "BranchId", branch_ids),
              _array("Int32", "ParentId", [str(-1 if b.parent is None else int(b.parent)) for b in branches])]
     # VTK stores strings as character codes ended by 0.

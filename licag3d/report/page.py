@@ -17,7 +17,7 @@ import numpy as np
 
 from licag3d.geometry import Camera, view_angle_deg
 from licag3d.report import pictures
-from licag3d.report.result import FILES, VIEW_FILE, Reconstruction, StageRecord, view_caption
+from licag3d.report.result import FILES, VIEW_FILE, Confidence, Reconstruction, StageRecord, view_caption
 from licag3d.report.scene import light_mesh, scene_dict
 from licag3d.vessels.surface import Surface, SurfacePart
 from licag3d.vessels.tree import branch_length_mm
@@ -39,6 +39,7 @@ def report_html(result: Reconstruction, surface: Surface, parts: tuple[SurfacePa
     viewer = (_HERE / "viewer.js").read_text("utf-8")
     light = light_mesh(surface)
     known = any(b.confidence is not None for b in result.tree.branches)
+    measured = any(b.error_mm is not None for b in result.tree.branches)
     count = len(result.views)
     heading = f"Vessel tree from {count} {'angiogram' if count == 1 else 'angiograms'}"
     place = {
@@ -51,12 +52,17 @@ def report_html(result: Reconstruction, surface: Surface, parts: tuple[SurfacePa
                                 "</button>" for k in range(count)),
         "confidence_button": '<button type="button" data-color="confidence" aria-pressed="false">Confidence</button>'
         if known else "",
+        "error_button": '<button type="button" data-color="error" aria-pressed="false">Expected error</button>'
+        if measured else "",
+        "error_line": f'<p class="hint">{escape(result.error_note)}</p>' if measured and result.error_note else "",
+        "error_head": '<th scope="col">Expected error (half, nine tenths of it below), mm</th>' if measured else "",
+        "confidence": _confidence(result.confidence),
         "still": _still(light),
         "evidence_button": '<button type="button" data-layer="evidence" aria-pressed="false">Vessel evidence</button>'
         if any(e is not None for e in result.evidence) else "",
         "views": "".join(_view(result, k, outlines[k]) for k in range(count)),
         "confidence_head": '<th scope="col">Confidence</th>' if known else "",
-        "branches": _branches(result, known),
+        "branches": _branches(result, known, measured),
         "cameras": "".join(_camera_row(result, k) for k in range(count)),
         "stages": _stages(result.stages),
         "assumptions": _assumptions(result),
@@ -108,6 +114,14 @@ def _warnings(warnings: Sequence[str]) -> str:
             f'<h2 id="h-warn">{word}</h2><ul>{items}</ul></section>')
 
 
+def _confidence(confidence: Confidence | None) -> str:
+    if confidence is None:
+        return ""
+    loud = ' class="warnings" role="alert"' if confidence.level == "low" else ""
+    return (f'<section{loud} aria-labelledby="h-sure"><h2 id="h-sure">Confidence: {escape(confidence.level)}</h2>'
+            f"<p>{escape(confidence.statement)}</p></section>")
+
+
 def _still(surface: Surface) -> str:
     if len(surface.faces) == 0:
         return "<p>Nothing was reconstructed.</p>"
@@ -150,7 +164,7 @@ def _path(line: np.ndarray, close: bool) -> str:
     return "M" + "L".join(f"{x:g} {y:g}" for x, y in points) + ("Z" if closed else "")
 
 
-def _branches(result: Reconstruction, known: bool) -> str:
+def _branches(result: Reconstruction, known: bool, measured: bool) -> str:
     rows = []
     for position, branch in enumerate(result.tree.branches):
         parent = _DASH if branch.parent is None else str(int(branch.parent))
@@ -163,8 +177,17 @@ def _branches(result: Reconstruction, known: bool) -> str:
             f'title="Highlight in the 3D tree">{int(branch.id)}</button></td>'
             f'<td class="left wrap">{escape(branch.name) or _DASH}</td><td>{parent}</td>'
             f"<td>{_number(branch_length_mm(branch), 1)}</td><td>{_number(float(np.mean(branch.radius_mm)), 2)}</td>"
-            f"<td>{_number(float(np.min(branch.radius_mm)), 2)}</td>{confidence}</tr>")
-    return "".join(rows) or '<tr><td colspan="7">No branch was found.</td></tr>'
+            f"<td>{_number(float(np.min(branch.radius_mm)), 2)}</td>{confidence}"
+            f"{_error_cell(branch.error_mm) if measured else ''}</tr>")
+    return "".join(rows) or '<tr><td colspan="8">No branch was found.</td></tr>'
+
+
+def _error_cell(error_mm: np.ndarray | None) -> str:
+    """Median and 90th percentile of the expected error along a branch."""
+    if error_mm is None:
+        return f"<td>{_DASH}</td>"
+    half, most = np.quantile(error_mm, [0.5, 0.9])
+    return f"<td>{_number(float(half), 1)}, {_number(float(most), 1)}</td>"
 
 
 def _camera_row(result: Reconstruction, k: int) -> str:

@@ -42,6 +42,24 @@ class StageRecord:
 
 
 @dataclass(frozen=True)
+class Confidence:
+    """How far the result as a whole may be trusted.
+
+    Args:
+        level: ``high``, ``moderate`` or ``low``.
+        statement: one or two sentences for people.
+        consistency: 0 to 1, how alike the views are under the corrected cameras: about the chance that they show the
+            same artery of one patient (docs/uncertainty.md); NaN with one view.
+        facts: the numbers behind it, by name.
+    """
+
+    level: str
+    statement: str
+    consistency: float
+    facts: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Reconstruction:
     """The outcome of ``python -m licag3d.invert``.
 
@@ -54,6 +72,8 @@ class Reconstruction:
         metrics: per view image metrics by name with unit, for example ``{"ssim": 0.9, "centerline_distance_px": 1.2}``.
         warnings, assumptions: one sentence each; ``scale_from`` says what fixed the absolute scale.
         surface: the lumen; default the surface of the tree.
+        confidence: in the result as a whole, where it was judged. error_note: what the expected errors along the
+            branches mean, one sentence.
         seed, device, seconds: of the whole run. command: as typed, for the record.
     """
 
@@ -73,6 +93,8 @@ class Reconstruction:
     device: str = "cpu"
     seconds: float | None = None
     command: str = ""
+    confidence: Confidence | None = None
+    error_note: str = ""
 
     def __post_init__(self) -> None:
         if len(self.views) != len(self.cameras):
@@ -194,11 +216,24 @@ def result_dict(result: Reconstruction, surface: Surface, parts: tuple[SurfacePa
         "attenuation": {"shape_zyx": list(result.attenuation.values.shape), "spacing_mm": result.attenuation.spacing_mm,
                         "origin_lps_mm": list(result.attenuation.origin_mm),
                         "maximum_per_mm": float(np.max(result.attenuation.values, initial=0.0))},
+        "confidence": None if result.confidence is None else {
+            "level": result.confidence.level, "statement": result.confidence.statement,
+            "consistency": result.confidence.consistency, "facts": dict(result.confidence.facts)},
+        "error_mm": _error_summary(result),
         "scale_from": result.scale_from,
         "warnings": [*result.warnings, *part_warnings(parts)],
         "assumptions": list(result.assumptions),
     }
     return _plain(content)
+
+
+def _error_summary(result: Reconstruction) -> dict[str, Any] | None:
+    """Expected errors over all points of the tree, mm, where they are known."""
+    known = [np.asarray(b.error_mm) for b in result.tree.branches if b.error_mm is not None]
+    if not known:
+        return None
+    half, most = np.quantile(np.concatenate(known), [0.5, 0.9])
+    return {"median": half, "percentile_90": most, "note": result.error_note}
 
 
 def part_warnings(parts: tuple[SurfacePart, ...]) -> list[str]:

@@ -46,12 +46,14 @@
     const maps = {
       radius: { stops: [[94, 60, 190], [70, 130, 220], [64, 190, 190], [140, 215, 110], [250, 220, 70], [255, 150, 60]], name: "radius, mm", span: data.radius_span_mm },
       confidence: { stops: [[230, 90, 40], [240, 190, 110], [225, 230, 235], [110, 190, 225], [40, 120, 210]], name: "confidence", span: [0, 1] },
+      error: { stops: [[40, 120, 210], [110, 190, 225], [225, 230, 235], [240, 190, 110], [230, 90, 40]], name: "expected error, mm", span: data.error_span_mm },
     };
     for (const map of Object.values(maps)) map.at = ramp(map.stops);
     const branchColors = [[228, 88, 86], [86, 156, 228], [110, 200, 110], [245, 170, 70], [185, 130, 220], [90, 205, 205], [240, 140, 190], [200, 200, 90]];
     const values = {
       radius: decode(data.radius, Uint8Array),
       confidence: data.confidence ? decode(data.confidence, Uint8Array) : null,
+      error: data.error ? decode(data.error, Uint8Array) : null,
       branch: decode(data.branch, Uint16Array),
     };
     const packed = decode(data.positions, Uint16Array);
@@ -318,7 +320,8 @@
       const i = hit.face.a, span = data.radius_span_mm, branch = data.branches[values.branch[i]];
       const radius = span[0] + values.radius[i] / 255 * (span[1] - span[0]);
       label.textContent = "Branch " + branch.id + (branch.name ? " (" + branch.name + ")" : "") + ": radius " + radius.toFixed(2) + " mm"
-        + (values.confidence ? ", confidence " + (values.confidence[i] / 255).toFixed(2) : "") + ", LPS " + hit.point.toArray().map((x) => x.toFixed(1)).join(", ");
+        + (values.confidence ? ", confidence " + (values.confidence[i] / 255).toFixed(2) : "")
+        + (values.error ? ", expected error " + (values.error[i] === 255 ? data.error_span_mm[1] + " mm or more" : (values.error[i] / 255 * data.error_span_mm[1]).toFixed(1) + " mm") : "") + ", LPS " + hit.point.toArray().map((x) => x.toFixed(1)).join(", ");
     }
 
     let pressed = null;

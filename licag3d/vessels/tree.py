@@ -16,7 +16,8 @@ class FlatTree:
     """A tree as arrays, for ``licag3d.ops.project_tubes`` and for nearest-point queries.
 
     ``points_lps_mm`` ``(N, 3)``, ``radius_mm`` ``(N,)``, ``segments`` ``(S, 2)`` int64 point pairs within branches,
-    ``branch`` ``(N,)`` position of the branch in the tree, ``confidence`` ``(N,)`` (NaN where unknown).
+    ``branch`` ``(N,)`` position of the branch in the tree, ``confidence`` and ``error_mm`` ``(N,)`` (NaN where
+    unknown).
     """
 
     points_lps_mm: np.ndarray
@@ -24,6 +25,7 @@ class FlatTree:
     segments: np.ndarray
     branch: np.ndarray
     confidence: np.ndarray
+    error_mm: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,10 @@ def validate_tree(tree: VesselTree, *, tolerance_mm: float = 1.0) -> list[str]:
             confidence = np.asarray(branch.confidence)
             if confidence.shape != radius.shape or not ((confidence >= 0) & (confidence <= 1)).all():
                 faults.append(f"{here}: the confidence must be one number in 0..1 per point")
+        if branch.error_mm is not None:
+            error = np.asarray(branch.error_mm)
+            if error.shape != radius.shape or not (error >= 0).all():
+                faults.append(f"{here}: the error must be one number per point, not negative")
         if branch.parent is not None and branch.parent not in seen:
             faults.append(f"{here}: its parent {branch.parent} does not come before it")
         elif branch.parent is not None:
@@ -104,7 +110,9 @@ def resample_branch(branch: Branch, step_mm: float) -> Branch:
     at = np.linspace(0, arc[-1], max(2, round(arc[-1] / step_mm) + 1))
     points = np.stack([np.interp(at, arc, np.asarray(branch.points_lps_mm)[:, k]) for k in range(3)], -1)
     confidence = None if branch.confidence is None else np.interp(at, arc, branch.confidence)
-    return replace(branch, points_lps_mm=points, radius_mm=np.interp(at, arc, branch.radius_mm), confidence=confidence)
+    error = None if branch.error_mm is None else np.interp(at, arc, branch.error_mm)
+    return replace(branch, points_lps_mm=points, radius_mm=np.interp(at, arc, branch.radius_mm), confidence=confidence,
+                   error_mm=error)
 
 
 def resample_tree(tree: VesselTree, step_mm: float) -> VesselTree:
@@ -114,7 +122,7 @@ def resample_tree(tree: VesselTree, step_mm: float) -> VesselTree:
 
 def transform_tree(tree: VesselTree, *, scale: float = 1.0, rotation=None,
                    translation_mm=(0.0, 0.0, 0.0)) -> VesselTree:
-    """The tree under ``x -> scale * rotation @ x + translation``; radii scale along."""
+    """The tree under ``x -> scale * rotation @ x + translation``; radii and errors scale along."""
     if not scale > 0:
         raise ValueError(f"scale is {scale}; expected a positive number")
     matrix = np.eye(3) if rotation is None else np.asarray(rotation, np.float64)
@@ -122,12 +130,14 @@ def transform_tree(tree: VesselTree, *, scale: float = 1.0, rotation=None,
         raise ValueError("rotation must be an orthogonal 3x3 matrix")
     move = np.asarray(translation_mm, np.float64)
     return VesselTree(tuple(replace(branch, points_lps_mm=scale * np.asarray(branch.points_lps_mm) @ matrix.T + move,
-                                    radius_mm=scale * np.asarray(branch.radius_mm)) for branch in tree.branches))
+                                    radius_mm=scale * np.asarray(branch.radius_mm),
+                                    error_mm=None if branch.error_mm is None else scale * np.asarray(branch.error_mm))
+                            for branch in tree.branches))
 
 
 def flatten_tree(tree: VesselTree) -> FlatTree:
     """All points, radii and within-branch segments as arrays."""
-    points, radius, segments, branch_of, confidence = [], [], [], [], []
+    points, radius, segments, branch_of, confidence, error = [], [], [], [], [], []
     count = 0
     for position, branch in enumerate(tree.branches):
         n = len(branch.points_lps_mm)
@@ -138,11 +148,13 @@ def flatten_tree(tree: VesselTree) -> FlatTree:
         branch_of.append(np.full(n, position))
         known = branch.confidence is not None
         confidence.append(np.asarray(branch.confidence, np.float64) if known else np.full(n, np.nan))
+        error.append(np.full(n, np.nan) if branch.error_mm is None else np.asarray(branch.error_mm, np.float64))
         count += n
     if not points:
-        return FlatTree(np.zeros((0, 3)), np.zeros(0), np.zeros((0, 2), np.int64), np.zeros(0, np.int64), np.zeros(0))
+        return FlatTree(np.zeros((0, 3)), np.zeros(0), np.zeros((0, 2), np.int64), np.zeros(0, np.int64), np.zeros(0),
+                        np.zeros(0))
     return FlatTree(np.concatenate(points), np.concatenate(radius), np.concatenate(segments).astype(np.int64),
-                    np.concatenate(branch_of).astype(np.int64), np.concatenate(confidence))
+                    np.concatenate(branch_of).astype(np.int64), np.concatenate(confidence), np.concatenate(error))
 
 
 def tree_edges(tree: VesselTree) -> np.ndarray:

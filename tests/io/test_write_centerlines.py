@@ -125,3 +125,48 @@ def test_vtp_is_read_by_vtk(tmp_path):
     reader.Modified()
     reader.Update()
     assert reader.GetOutput().GetNumberOfPoints() == 0
+
+
+def test_expected_errors_are_kept_and_old_files_still_read(tmp_path):
+    from dataclasses import replace
+
+    from licag3d.structures import VesselTree
+
+    tree = coronary()
+    known = VesselTree(
+        tuple(
+            replace(b, error_mm=np.linspace(0.4, 6.0, len(b.radius_mm))) if k != 1 else b
+            for k, b in enumerate(tree.branches)
+        )
+    )
+    write_centerlines_json(tmp_path / "c.json", known)
+    back = read_centerlines_json(tmp_path / "c.json")
+    np.testing.assert_allclose(back.branches[0].error_mm, known.branches[0].error_mm, atol=1e-4)
+    assert back.branches[1].error_mm is None
+    write_centerlines_vtp(tmp_path / "c.vtp", known)
+    arrays = {a.get("Name"): a.text.split() for a in ElementTree.parse(tmp_path / "c.vtp").iter("DataArray")}
+    values = np.array(arrays["ErrorMm"], float)
+    first = len(tree.branches[0].radius_mm)
+    np.testing.assert_allclose(values[:first], known.branches[0].error_mm, rtol=1e-3)
+    assert (values[first : first + len(tree.branches[1].radius_mm)] == -1).all()
+    plain = centerlines_dict(tree)
+    assert all("error_mm" not in branch for branch in plain["branches"])
+    content = centerlines_dict(known)
+    content["branches"][0]["error_mm"][0] = -1.0
+    (tmp_path / "bad.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match="error_mm"):
+        read_centerlines_json(tmp_path / "bad.json")
+
+
+def test_errors_follow_resampling_and_scale():
+    from dataclasses import replace
+
+    from licag3d.structures import VesselTree
+    from licag3d.vessels.tree import flatten_tree, resample_tree, transform_tree, validate_tree
+
+    tree = VesselTree(tuple(replace(b, error_mm=np.full(len(b.radius_mm), 2.0)) for b in coronary().branches))
+    moved = flatten_tree(transform_tree(resample_tree(tree, 0.7), scale=1.5))
+    np.testing.assert_allclose(moved.error_mm, 3.0)
+    assert validate_tree(tree) == []
+    wrong = VesselTree((replace(tree.branches[0], error_mm=np.array([1.0])),))
+    assert any("error" in fault for fault in validate_tree(wrong))

@@ -113,8 +113,8 @@ def test_scene_decodes_to_the_surface():
 def test_vertices_know_their_vessel():
     tree = coronary()
     surface = tree_surface(tree, spacing_mm=0.5)
-    radius, confidence, branch = vertex_attributes(tree, surface.vertices_lps_mm)
-    assert set(branch) == {0, 1, 2, 3}
+    radius, confidence, branch, error = vertex_attributes(tree, surface.vertices_lps_mm)
+    assert set(branch) == {0, 1, 2, 3} and np.isnan(error).all()
     tip = np.argmin(np.linalg.norm(surface.vertices_lps_mm - tree.branches[3].points_lps_mm[-1], axis=1))
     assert branch[tip] == 3 and radius[tip] == pytest.approx(0.45, abs=0.02) and confidence[tip] == pytest.approx(0.3)
     # The wall of the main vessel belongs to it, although a side branch starts on its axis.
