@@ -167,6 +167,11 @@ class Correspondence(nn.Module):
     def forward(self, pictures: torch.Tensor, samples: list[PairSample]) -> list[tuple[PointsSaid, PointsSaid]]:
         views = torch.stack([view for sample in samples for view in sample.view])
         fine, coarse = self.features(pictures, views)
+        # Single precision from here: each number of points would have kernels of its own compiled in half precision.
+        with torch.autocast(pictures.device.type, enabled=False):
+            return self._compare(fine.float(), coarse.float(), samples)
+
+    def _compare(self, fine, coarse, samples: list[PairSample]) -> list[tuple[PointsSaid, PointsSaid]]:
         out = []
         for number, sample in enumerate(samples):
             tokens = [

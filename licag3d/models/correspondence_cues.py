@@ -48,7 +48,9 @@ def middle_mm(cameras: tuple[Camera, Camera], chains: tuple[Chains, Chains]) -> 
     sources, rays = [], []
     for camera, chain in zip(cameras, chains, strict=True):
         weight = np.maximum(chain.weight_mm, 1e-6)
-        pixel = (chain.pixels * weight[:, None]).sum(0) / weight.sum()
+        pixel = np.array([camera.principal_col, camera.principal_row])
+        if len(weight):
+            pixel = (chain.pixels * weight[:, None]).sum(0) / weight.sum()
         source, ray = camera.rays(pixel[:1], pixel[1:])
         sources.append(source)
         rays.append(ray[0] / np.linalg.norm(ray[0]))
