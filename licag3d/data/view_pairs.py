@@ -16,8 +16,10 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import zlib
 from dataclasses import dataclass, fields
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -35,6 +37,8 @@ WAYS = ("found", "faint", "mask", "drawn")
 FAINT_LOW, FAINT_HIGH = 0.15, 0.4
 #: Largest line integral that is stored.
 MOST_P = 4.0
+#: Largest file of a pair.
+MOST_BYTES = 5_000_000
 
 
 @dataclass(frozen=True)
@@ -239,13 +243,15 @@ def load_pair(file) -> ViewPair:
         InputError: the file cannot be read, or is of another version.
     """
     try:
+        if Path(file).stat().st_size > MOST_BYTES:
+            raise InputError(f"{file}: more than {MOST_BYTES} bytes are no view pair; make the pool anew")
         with np.load(file, allow_pickle=False) as stored:
             facts = json.loads(stored["facts"].tobytes().decode())
             if facts["schema"] != SCHEMA:
                 raise InputError(f"{file}: a view pair of another version ({facts['schema']}); make the pool anew")
             arrays = {name: stored[name] for name in stored.files}
         return _unpack(facts, arrays)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, BadZipFile, zlib.error) as error:
         raise InputError(f"{file}: cannot be read as a view pair ({error}); make the pool anew") from None
 
 
