@@ -65,11 +65,11 @@ def main(argv: list[str]) -> int:
     from licag3d.models.encoder import load_tree_encoder
     from licag3d.models.generator import load_generator
 
-    encoder = load_tree_encoder(given.weights, device)
-    generator, _ = load_generator(given.prior)
     views, notes = read_views(given.views, masks=given.masks, **geometry_of(given))
     for note in notes:
         print(f"note: {note}")
+    encoder = load_tree_encoder(given.weights, device, generator=given.prior)
+    generator, _ = load_generator(given.prior, device)
     evidence = _evidence(views, given.evidence, device)
     from licag3d.models.encode_views import encode_each, encode_views, encoded_tree
 

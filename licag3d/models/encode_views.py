@@ -165,10 +165,17 @@ def shifted_code(w_plus: torch.Tensor, artery: str, shift_mm, generator) -> torc
     w, before = out[0].clone(), written(out[0])
     wanted = torch.zeros(size)
     wanted[1:4] = torch.as_tensor(np.asarray(shift_mm, np.float64), dtype=torch.float32)
-    for _ in range(3):  # the heads are nearly linear
+    for _ in range(12):  # the heads are nearly linear: it ends after two or three
+        left = wanted - (written(w) - before)
+        if float(left.abs().max()) < 1e-4:
+            break
         slope = torch.autograd.functional.jacobian(written, w)
-        step = torch.linalg.solve(slope @ slope.T + 1e-6 * torch.eye(size), wanted - (written(w) - before))
-        w = w + slope.T @ step
+        step = slope.T @ torch.linalg.solve(slope @ slope.T + 1e-6 * torch.eye(size), left)
+        for _ in range(6):  # far from patients the heads bend: then a part of the step
+            if (wanted - (written(w + step) - before)).norm() < left.norm():
+                break
+            step = 0.5 * step
+        w = w + step
     out[0] = w.detach()
     return out
 
@@ -183,7 +190,7 @@ def _encode(items, cameras, encoder, artery, box_center_mm, images, device, *, e
         for e, camera, image in zip(evidence, cameras, images, strict=True)
     ]
     pictures = torch.from_numpy(np.stack([window.picture for window in windows]))[None].to(device)
-    numbers = torch.from_numpy(camera_numbers(cameras))[None].to(device)
+    numbers = torch.from_numpy(camera_numbers(cameras, [w.center_mm for w in windows]))[None].to(device)
     seen = encoder.see(pictures, numbers, frozen_tokens(encoder, pictures))
     chosen = None if artery is None else torch.tensor([ARTERIES.index(artery)], device=device)
     groups = [[k] for k in range(len(windows))] if each else [list(range(len(windows)))]

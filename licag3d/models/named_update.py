@@ -30,11 +30,12 @@ class NamedUpdate(nn.Module):
 
     Args:
         codes: styles that are corrected (structure and one for all others). w_dim: size of a style.
-        stretches: J per branch; the hat functions of a stretch overlap.
+        stretches: J per branch; the hat functions of a stretch overlap. most: places that are used, the best seen.
     """
 
-    def __init__(self, codes: int, w_dim: int, stretches: int):
+    def __init__(self, codes: int, w_dim: int, stretches: int, most: int = 72):
         super().__init__()
+        self.most = most
         self.tables: dict[str, BranchTable] = {artery: table_of(artery) for artery in ARTERIES}
         self.codes, self.stretches = codes, stretches
         for artery, table in self.tables.items():
@@ -104,33 +105,43 @@ class NamedUpdate(nn.Module):
             places: ``(B, K, 3)`` of the guessed code, mm. seen_mm: ``(B, V, K, 2)``; precision: ``(B, V, K)``, 0 for
                 what is not seen. cameras: ``(B, V, 11)``. place_mm, log_scale: ``(B, V, 2)``, ``(B, V)`` as guessed.
         """
-        b, v, k, _ = seen_mm.shape
+        b, v = seen_mm.shape[:2]
+        # The best seen places alone: the work grows with the third power of their number.
+        most = min(self.most, places.shape[1])
+        best = precision.detach().sum(1).topk(most, dim=1).indices.sort(dim=1).values
+        places = places.gather(1, best[..., None].expand(-1, -1, 3))
+        seen_mm = seen_mm.gather(2, best[:, None, :, None].expand(-1, v, -1, 2))
+        precision = precision.gather(2, best[:, None].expand(-1, v, -1))
+        k = most
+        axes = (3 * best[..., None] + torch.arange(3, device=best.device)).flatten(1)  # (B, 3 K)
         prior = (2 * self.log_prior[ARTERIES.index(artery)]).exp()
-        covariance = prior * getattr(self, f"{artery}_cov")
+        covariance = prior * getattr(self, f"{artery}_cov")[axes[:, :, None], axes[:, None]]
         predicted, slope = project(places, cameras, place_mm, log_scale)  # (B, V, K, 2), (B, V, K, 2, 3)
         off = seen_mm - predicted
         # What is much farther off than code and place allow is named wrongly.
-        diagonal = covariance.diagonal().unflatten(0, (k, 3)).sum(1) / 1.5
+        diagonal = covariance.diagonal(dim1=1, dim2=2).unflatten(1, (k, 3)).sum(2)[:, None] / 1.5
         place2 = (2 * self.log_place_mm).exp()
         allowed = diagonal + place2 + 1 / precision.clamp_min(1e-3)
         outlier = 1 / (1 + off.square().sum(-1) / (allowed * (2 * self.log_outlier).exp()))
         root = (precision * outlier).clamp_min(1e-12).sqrt()[..., None, None]
         slope = (root * slope).permute(0, 1, 3, 2, 4).reshape(b, 2 * v, k, 3)  # rows: view and axis
-        # Rows of the measurement matrix: one place each, so products with the covariance are small blocks.
-        blocks = covariance.view(k, 3, k, 3)
-        half = torch.einsum("brki,kilj->brklj", slope, blocks)
-        system = torch.einsum("brklj,bslj->brksl", half, slope).permute(0, 1, 2, 3, 4)
-        system = system.reshape(b, 2 * v * k, 2 * v * k)
+        # The measurement matrix has one place per row; written out it makes two plain products of matrices.
+        rows = torch.zeros(b, 2 * v, k, k, 3, dtype=off.dtype, device=off.device)
+        at = torch.arange(k, device=off.device)
+        rows[:, :, at, at] = slope
+        rows = rows.view(b, 2 * v * k, 3 * k)
+        system = rows @ covariance @ rows.transpose(1, 2)
         flat_root = root[..., 0, 0].unsqueeze(2).expand(b, v, 2, k).reshape(b, 2 * v, k)
-        same = torch.eye(2 * v, device=off.device, dtype=off.dtype)
-        shared = place2 * torch.einsum("brk,rs,bsl->brksl", flat_root, same, flat_root)
-        system = system + shared.reshape_as(system)
+        moves = place2.sqrt() * flat_root[:, :, :, None] * torch.eye(2 * v, dtype=off.dtype, device=off.device)[:, None]
+        moves = moves.reshape(b, 2 * v * k, 2 * v)
+        system = system + moves @ moves.transpose(1, 2)
         system = system + torch.eye(system.shape[-1], device=off.device, dtype=off.dtype)
         right = (root[..., 0] * off).permute(0, 1, 3, 2).reshape(b, -1, 1)
         factor = torch.linalg.cholesky(system)
         answer = torch.cholesky_solve(right, factor)[..., 0].view(b, 2 * v, k)
         back = torch.einsum("brk,brki->bki", answer, slope).flatten(1)
-        code = prior * back @ getattr(self, f"{artery}_gain").T
+        everywhere = torch.zeros(b, getattr(self, f"{artery}_cov").shape[0], dtype=back.dtype, device=back.device)
+        code = prior * everywhere.scatter(1, axes, back) @ getattr(self, f"{artery}_gain").T
         shift = place2 * (answer * flat_root).sum(2).view(b, v, 2)
         return code, shift
 
@@ -165,12 +176,16 @@ def cells_of(windows: torch.Tensor, cells: int, window_mm: float) -> tuple[torch
     from the middle of the window, from windows ``(N, channels, S, S)``.
     """
     chance = windows[:, :1].float()
-    size = chance.shape[-1]
-    at = (torch.arange(size, device=chance.device) + 0.5) * (window_mm / size) - 0.5 * window_mm
-    weighted = torch.cat([chance, chance * at, chance * at[:, None]], 1)
-    pooled = F.avg_pool2d(weighted, size // cells).flatten(2)
-    mass = pooled[:, 0]
-    place = pooled[:, 1:] / mass.clamp_min(1e-4)[:, None]
+    side = chance.shape[-1] // cells
+    step = window_mm / chance.shape[-1]
+    inner = (torch.arange(side, device=chance.device) + 0.5 - 0.5 * side) * step
+    kernel = torch.stack([torch.ones(side, side, device=chance.device), inner.expand(side, side), inner[:, None].expand(
+        side, side)])[:, None] / side**2  # fmt: skip
+    pooled = F.conv2d(chance, kernel, stride=side)
+    mass = pooled[:, 0].flatten(1)
+    middle = (torch.arange(cells, device=chance.device) + 0.5 - 0.5 * cells) * (side * step)
+    middle = torch.stack(torch.meshgrid(middle, middle, indexing="ij")[::-1]).flatten(1)
+    place = pooled[:, 1:].flatten(2) / mass.clamp_min(1e-4)[:, None] + middle
     # A few pixels of vessel in a cell are enough.
     return (4 * mass).clamp(max=1) * (mass > 0.02), place.transpose(1, 2)
 

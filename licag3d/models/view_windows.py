@@ -29,13 +29,25 @@ class Window:
     center_mm: np.ndarray
 
 
-def camera_numbers(cameras: Sequence[Camera]) -> np.ndarray:
-    """``(V, 11)`` float32: beam, column and row direction (docs/geometry.md), distances near zero."""
+def camera_numbers(cameras: Sequence[Camera], centers_mm: Sequence[np.ndarray] | None = None) -> np.ndarray:
+    """``(V, 11)`` float32: beam, column and row direction (docs/geometry.md), distances near zero.
+
+    Args:
+        centers_mm: (u, v) of the middle of each window. The directions are those of the ray through it: a tree 60 mm
+            beside the central beam is seen from 4.6 degrees aside.
+    """
     rows = []
-    for camera in cameras:
+    for k, camera in enumerate(cameras):
         frame = camera.frame
+        u, v = (0.0, 0.0) if centers_mm is None else centers_mm[k]
+        beam = camera.sod_mm * frame.beam + u * frame.column + v * frame.row
+        beam = beam / np.linalg.norm(beam)
+        column = frame.column - (frame.column @ beam) * beam
+        column = column / np.linalg.norm(column)
+        row = np.cross(beam, column)  # column x row = -beam, as in the frame of the view
+        row = row if row @ frame.row > 0 else -row
         distances = ((camera.sod_mm - 750.0) / 100.0, camera.sid_mm / camera.sod_mm - 1.4)
-        rows.append(np.concatenate([frame.beam, frame.column, frame.row, distances]))
+        rows.append(np.concatenate([beam, column, row, distances]))
     return np.array(rows, np.float32).reshape(-1, 11)
 
 

@@ -119,7 +119,7 @@ class ViewMaker:
 
     def batch(self, rng: np.random.Generator, chosen: list[tuple[str, int]], views: int, separation=(25, 105)) -> dict:
         """Windows and truth of patients ``(artery, row in data)``, right ones first."""
-        tubes, numbers, place, scale, center, dense = [], [], [], [], [], []
+        tubes, numbers, place, scale, dense = [], [], [], [], []
         drawn = 0
         for artery, row in chosen:
             number = int(self.data.number[artery][row])
@@ -128,10 +128,9 @@ class ViewMaker:
             for (true, read), points in zip(cameras, moved, strict=True):
                 part = self._view(rng, number, points, true, drawn)
                 tubes += part["tubes"]
-                numbers.append(camera_numbers([read])[0])
+                numbers.append(camera_numbers([read], [part["point_mm"]])[0])
                 place.append(part["place_mm"])
                 scale.append(part["log_scale"])
-                center.append(part["point_mm"])
                 dense.append(part["dense"])
                 drawn += 1
         step = self.window_mm / self.size
