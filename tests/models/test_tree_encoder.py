@@ -252,7 +252,7 @@ def test_a_given_centre_moves_the_code_not_the_tree(net, generator):
     second = encoding.encode_views(EVIDENCE[:2], CAMERAS[:2], encoder=net, box_center_mm=given)
     np.testing.assert_allclose(second.center_mm, given)
     a, b = (encoding.encoded_tree(e, generator) for e in (first, second))
-    np.testing.assert_allclose(a.branches[0].points_lps_mm, b.branches[0].points_lps_mm, atol=0.02)
+    np.testing.assert_allclose(a.branches[0].points_lps_mm, b.branches[0].points_lps_mm, atol=0.15)
     assert {branch.name for branch in a.branches} == {branch.name for branch in b.branches}
 
 
