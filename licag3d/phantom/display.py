@@ -71,10 +71,10 @@ class Display:
         return (1 + self.smoothing) / (1 - self.smoothing)
 
 
-def sample_display(rng: np.random.Generator) -> Display:
-    """Settings of one frame: a family by its share, and values round those of the family."""
+def sample_display(rng: np.random.Generator, family_name: str | None = None) -> Display:
+    """Settings of one frame: a family by its share (or the named one), and values round those of the family."""
     names = list(FAMILIES)
-    name = str(rng.choice(names, p=[FAMILIES[name].share for name in names]))
+    name = family_name or str(rng.choice(names, p=[FAMILIES[name].share for name in names]))
     family = FAMILIES[name]
     none = rng.random() < 0.12
     # Most fields are cut by a few pixels; some sides are closed further.

@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``python -m licag3d.train iqa``: quality of synthetic angiograms, from computed (or human) scores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from licag3d.errors import InputError
+from licag3d.train.loop import add_loop_flags
+
+#: Scenes of validation patients that choose the checkpoint.
+VALIDATION_SCENES = 24
+
+
+def add_flags(parser) -> None:
+    """The flags."""
+    add_loop_flags(parser, steps=2000, batch=16, rate=1e-3, warmup=50, validate_every=200, save_every=200, decay=1e-2)
+    data = parser.add_argument_group("data: a pool of phantom frames (computed scores), or a table of human scores")
+    data.add_argument("--pool", metavar="DIR", help="training frames (python -m licag3d.data.phantom_frames)")
+    data.add_argument("--validation", metavar="DIR", help="frames of validation patients; rendered if missing")
+    data.add_argument("--scenes", type=int, default=640, metavar="N", help="scenes, eight synthetic frames of each")
+    data.add_argument(
+        "--samples", metavar="DIR", help="where degraded frames are kept; beside the run if not given, reused if there"
+    )
+    data.add_argument(
+        "--human", metavar="CSV", help="columns synthetic, frame, reference (files), patient, rater, morphology, "
+        "branches, overall (0 to 100); reference may be empty"
+    )  # fmt: skip
+    model = parser.add_argument_group("model")
+    model.add_argument(
+        "--routing", choices=("must", "plain", "none"), default="must", help="three branches, one transformer "
+        "for all scores, or no tokens: plain comparisons of the frames alone"
+    )  # fmt: skip
+    model.add_argument("--init", default="random", metavar="random|iqa|FILE", help="weights to begin with")
+    model.add_argument("--export", metavar="NAME", help="write weights and card of the best checkpoint under this name")
+
+
+def main(arguments) -> int:
+    """Train, and say what came out."""
+    import torch
+
+    from licag3d.losses.iqa import iqa_loss
+    from licag3d.models.iqa import OPEN, CasIqa, IqaConfig, config_facts, load_iqa, prepare, scores_of
+    from licag3d.models.segmentor import count_parameters
+    from licag3d.train.loop import settings_of, train
+
+    if bool(arguments.pool) == bool(arguments.human):
+        raise InputError("give the data: either --pool DIR (computed scores) or --human CSV")
+    if not 1 <= arguments.scenes <= 1_000_000:
+        raise InputError(f"--scenes is {arguments.scenes}; give 1 to 1000000")
+    settings = settings_of(arguments)
+    samples, checked, source = human_samples(arguments) if arguments.human else phantom_samples(arguments, settings)
+    torch.manual_seed(settings.seed)
+    if arguments.init == "random":
+        model = CasIqa(IqaConfig(routing=arguments.routing))
+    else:
+        model = load_iqa(arguments.init)[0].train()
+        if model.config.routing != arguments.routing:
+            raise InputError(f"--init {arguments.init}: these weights are of --routing {model.config.routing}")
+    config = {
+        "model": "iqa",
+        "config": config_facts(model.config),
+        "parameters": count_parameters(model),
+        "init": Path(arguments.init).name,
+        "scores": source,
+        "samples": len(samples),
+        "open": OPEN,
+    }
+
+    def loss(net, batch, step):
+        levels = net(prepare(batch["frames"], batch["has_reference"]), batch["has_reference"])
+        with torch.autocast(levels.device.type, enabled=False):
+            value, terms = iqa_loss(scores_of(levels.float()), batch["scores"])
+        return value, {key: term.detach() for key, term in terms.items()}
+
+    outcome = train(
+        model,
+        settings,
+        arguments.out,
+        make_batch=lambda step: samples.batch(step, settings.batch, settings.seed),
+        loss=loss,
+        validate=lambda average: validate(average, checked),
+        config=config,
+        resume=arguments.resume,
+    )
+    return _finish(arguments, settings, outcome, config)
+
+
+def phantom_samples(arguments, settings):
+    """Degraded frames of training patients and of validation patients, and a word on the scores.
+
+    Raises:
+        InputError: a pool that holds the wrong patients.
+    """
+    from licag3d.data.phantom_frames import PhantomPool, grow_pool
+    from licag3d.phantom.splits import VALIDATION
+    from licag3d.train.iqa_data import SampleFolder, make_samples
+    from licag3d.train.segmentor import training_pool
+
+    out = Path(arguments.out)
+    kept = Path(arguments.samples or out / "samples")
+    pool = training_pool(arguments.pool)
+    checked = Path(arguments.validation or out / "validation")
+    if not (checked / "index.jsonl").is_file():
+        grow_pool(checked, 8, views=1, split=VALIDATION)
+    tests = PhantomPool(checked)
+    if not all(entry["seed"] in VALIDATION for entry in tests.entries):
+        raise InputError(f"--validation {checked}: holds frames that are not of validation patients")
+    make_samples(pool, kept / "training", arguments.scenes, seed=settings.seed)
+    make_samples(tests, kept / "validation", min(arguments.scenes, VALIDATION_SCENES), seed=1 + settings.seed)
+    return SampleFolder(kept / "training"), SampleFolder(kept / "validation"), "computed from exact truth, not human"
+
+
+def human_samples(arguments):
+    """Frames that people scored, split by patient, and a word on the scores."""
+    from licag3d.train.iqa_human import read_human_scores
+
+    out = Path(arguments.samples or Path(arguments.out) / "samples")
+    return *read_human_scores(arguments.human, out), "mean opinion of readers"
+
+
+def predict_all(model, samples, *, reference: bool = True, batch: int = 16):
+    """Scores ``(n, 3)`` of all samples, ``reference`` False: as if there were none."""
+    import numpy as np
+    import torch
+
+    from licag3d.models.iqa import prepare, scores_of
+
+    device = next(model.parameters()).device
+    model.eval()
+    found = []
+    with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type != "cpu"):
+        for start in range(0, len(samples), batch):
+            numbers = range(start, min(start + batch, len(samples)))
+            frames = np.stack([samples.sample(number)[0] for number in numbers])
+            there = torch.tensor([reference and samples.lines[number]["has_reference"] for number in numbers])
+            x = torch.from_numpy(frames).to(device).float() / 255
+            there = there.to(device)
+            found.append(scores_of(model(prepare(x, there), there).float()).cpu().numpy())
+    return np.concatenate(found)
+
+
+def validate(model, samples) -> dict[str, float]:
+    """Linear and rank correlation and root mean square error per score, with and without a reference; ``score`` is the
+    mean of both correlations over everything.
+    """
+    import numpy as np
+
+    from licag3d.losses.iqa import SCORES
+
+    found, kept = {}, []
+    for name, reference in (("", True), ("_alone", False)):
+        predicted = predict_all(model, samples, reference=reference)
+        for k, score in enumerate(SCORES):
+            plcc, srcc, rmse = agreement(predicted[:, k], samples.scores[:, k])
+            found |= {f"plcc_{score}{name}": plcc, f"srcc_{score}{name}": srcc, f"rmse_{score}{name}": rmse}
+            kept += [plcc, srcc]
+    return found | {"score": float(np.mean(kept))}
+
+
+def agreement(predicted, truth) -> tuple[float, float, float]:
+    """PLCC, SRCC (0 where one side is constant) and RMSE of ``(n,)`` scores."""
+    import numpy as np
+    from scipy.stats import rankdata
+
+    def linear(a, b) -> float:
+        a, b = a - a.mean(), b - b.mean()
+        size = float(np.sqrt((a * a).sum() * (b * b).sum()))
+        return float((a * b).sum() / size) if size > 1e-9 else 0.0
+
+    predicted, truth = np.asarray(predicted, float), np.asarray(truth, float)
+    error = float(np.sqrt(np.mean((predicted - truth) ** 2)))
+    return linear(predicted, truth), linear(rankdata(predicted), rankdata(truth)), error
+
+
+def _finish(arguments, settings, outcome, config: dict) -> int:
+    """Write ``iqa.safetensors`` of the best validation with its configuration; export it where asked."""
+    from licag3d.models.iqa import CasIqa, config_from
+    from licag3d.train.checkpoints import export_weights, load_into, load_weights, save_weights
+
+    folder = outcome.folder
+    tensors, facts = load_weights(folder / "best.safetensors")
+    model = CasIqa(config_from(config["config"], "this run"))
+    load_into(model, tensors, "best.safetensors")
+    # "scores" of the loop are those of the validation.
+    found = facts | {key: value for key, value in config.items() if key != "scores"}
+    save_weights(folder / "iqa.safetensors", model, found | {"truth": config["scores"], "seed": settings.seed})
+    if arguments.export:
+        export_weights(folder, "iqa", arguments.export, folder)
+    ended = "finished" if outcome.finished else "stopped at the time limit (go on with --resume)"
+    best = f", best correlation {outcome.score:.4f} at step {outcome.best_step}" if outcome.score is not None else ""
+    print(f"{ended} after {outcome.steps} steps{best}: {folder / 'iqa.safetensors'}")
+    return 0
