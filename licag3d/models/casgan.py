@@ -106,20 +106,20 @@ class CasGan(nn.Module):
         super().__init__()
         self.config = c = config or CasganConfig()
         code = 4 * c.channels
-        self.background_encoder = _encoder(c.channels, c.blocks)
-        self.background_generator = _Generator(code, c.channels, c.blocks)
+        self.background_encoder = encoder(c.channels, c.blocks)
+        self.background_generator = Generator(code, c.channels, c.blocks)
         if c.drl:
-            self.vessel_encoder = _encoder(c.channels, c.blocks)
-            self.predictor = nn.Sequential(*(_Residual(code) for _ in range(max(1, c.blocks))), _conv(code, code))
+            self.vessel_encoder = encoder(c.channels, c.blocks)
+            self.predictor = nn.Sequential(*(_Residual(code) for _ in range(max(1, c.blocks))), conv(code, code))
         if c.vsgg:
-            self.attention_generator = _Generator(code, c.channels, c.blocks, start=-2.0)
-            self.context_generator = _Generator(code, c.channels, c.blocks)
+            self.attention_generator = Generator(code, c.channels, c.blocks, start=-2.0)
+            self.context_generator = Generator(code, c.channels, c.blocks)
         else:
-            self.image_generator = _Generator(code * (2 if c.drl else 1), c.channels, c.blocks)
-        self.angiogram_discriminator = _patches(c.patch_channels)
-        self.background_discriminator = _patches(c.patch_channels)
+            self.image_generator = Generator(code * (2 if c.drl else 1), c.channels, c.blocks)
+        self.angiogram_discriminator = patches(c.patch_channels)
+        self.background_discriminator = patches(c.patch_channels)
         if c.vsgl:
-            self.semantic_discriminator = _patches(c.patch_channels)
+            self.semantic_discriminator = patches(c.patch_channels)
 
     def vessel_code(self, background: torch.Tensor) -> torch.Tensor:
         """Vessel code that belongs to a background code: M of it, or the same code without disentanglement."""
@@ -158,7 +158,8 @@ def fuse(
     return base * (1 - attention) + context * attention, attention, context
 
 
-def _conv(inside: int, outside: int, stride: int = 1) -> nn.Conv2d:
+def conv(inside: int, outside: int, stride: int = 1) -> nn.Conv2d:
+    """A 3 x 3 convolution that mirrors the frame at its border."""
     return nn.Conv2d(inside, outside, 3, stride, 1, padding_mode="reflect")
 
 
@@ -167,10 +168,10 @@ class _Residual(nn.Module):
         super().__init__()
         norm = nn.InstanceNorm2d
         self.body = nn.Sequential(
-            _conv(channels, channels),
+            conv(channels, channels),
             norm(channels, EPSILON),
             nn.ReLU(),
-            _conv(channels, channels),
+            conv(channels, channels),
             norm(channels, EPSILON),
         )
 
@@ -178,21 +179,22 @@ class _Residual(nn.Module):
         return x + self.body(x)
 
 
-def _encoder(channels: int, blocks: int) -> nn.Sequential:
+def encoder(channels: int, blocks: int) -> nn.Sequential:
+    """Frames ``(n, 1, h, w)`` to codes ``(n, 4 channels, h / 4, w / 4)``."""
     layers: list[nn.Module] = [nn.Conv2d(1, channels, 7, 1, 3, padding_mode="reflect"), nn.ReLU()]
     for width in (channels, 2 * channels):
-        layers += [_conv(width, 2 * width, 2), nn.InstanceNorm2d(2 * width, EPSILON), nn.ReLU()]
+        layers += [conv(width, 2 * width, 2), nn.InstanceNorm2d(2 * width, EPSILON), nn.ReLU()]
     return nn.Sequential(*layers, *(_Residual(4 * channels) for _ in range(blocks)))
 
 
-class _Generator(nn.Module):
+class Generator(nn.Module):
     """Code ``(n, c, h / 4, w / 4)`` to one channel ``(n, 1, h, w)`` without bounds."""
 
     def __init__(self, code: int, channels: int, blocks: int, start: float = 0.0) -> None:
         super().__init__()
-        self.enter = nn.Sequential(_conv(code, 4 * channels), *(_Residual(4 * channels) for _ in range(blocks)))
+        self.enter = nn.Sequential(conv(code, 4 * channels), *(_Residual(4 * channels) for _ in range(blocks)))
         # Enlarged and convolved: transposed convolutions leave a checkerboard.
-        self.grow = nn.ModuleList(_conv(4 * channels // k, 2 * channels // k) for k in (1, 2))
+        self.grow = nn.ModuleList(conv(4 * channels // k, 2 * channels // k) for k in (1, 2))
         self.out = nn.Conv2d(channels, 1, 7, 1, 3, padding_mode="reflect")
         nn.init.constant_(self.out.bias, start)
 
@@ -204,7 +206,7 @@ class _Generator(nn.Module):
         return self.out(x)
 
 
-def _patches(channels: int) -> nn.Sequential:
+def patches(channels: int) -> nn.Sequential:
     """A discriminator of patches: ``(n, 1, h, w)`` to a map of judgements (Isola et al., CVPR 2017)."""
     layers: list[nn.Module] = [nn.Conv2d(1, channels, 4, 2, 1), nn.LeakyReLU(0.2)]
     for k in (1, 2):
