@@ -26,10 +26,11 @@ from licag3d.geometry import Camera
 from licag3d.inversion.chains import Chains
 from licag3d.inversion.prior_tree import (
     Codes,
+    MovingCamera,
     Segments,
     TreeWriter,
     artery_of,
-    camera_matrix,
+    moving_cameras,
     named_tree,
     project_mm,
 )
@@ -53,21 +54,23 @@ class PriorSettings:
         shift_sigma_mm, turn_sigma_deg, scale_sigma: of the placement, about the centre of the matched points.
         direction_mm, calibre_mm: what a right angle, and a factor e of calibre, add to a distance when points are
             compared.
+        view_shift_sigma_mm: of what the camera search left of an offset, across the epipolar planes and toward the
+            detector. view_turn_sigma_deg: the same of an angle.
         calibre: weight per mm of the squared log ratio of calibres.
     """
 
-    steps: int = 200
+    steps: int = 220
     trial_steps: int = 60
     renew: int = 2
     spacing_mm: float = 1.2
     rate: float = 0.06
     place_rate_mm: float = 0.4
-    space: float = 0.4
-    image: float = 0.4
-    drawn: float = 0.25
-    sigma_mm: tuple[float, float] = (10.0, 1.2)
+    space: float = 0.1
+    image: float = 1.0
+    drawn: float = 0.5
+    sigma_mm: tuple[float, float] = (10.0, 0.8)
     settle: float = 0.7
-    delta_sigma: float = 0.25
+    delta_sigma: float = 0.5
     delta_from: float = 0.35
     shift_sigma_mm: float = 10.0
     turn_sigma_deg: float = 4.0
@@ -75,6 +78,8 @@ class PriorSettings:
     direction_mm: float = 4.0
     calibre_mm: float = 1.5
     calibre: float = 0.1
+    view_shift_sigma_mm: tuple[float, float] = (0.5, 3.0)
+    view_turn_sigma_deg: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,7 @@ class PriorFit:
         center_mm, turn_deg, scale: placement of the box.
         explained: per view, share of the centreline length within ``NEAR_MM`` of the projected tree.
         residual_mm: per view, median distance of centrelines to the projected tree. cost: of the fit.
+        cameras: corrected with the tree.
         overall: 0..1, how far the evidence bears the prior out; 0 is a scene that is no coronary tree.
     """
 
@@ -105,6 +111,7 @@ class PriorFit:
     residual_mm: tuple[float, ...]
     overall: float
     cost: float
+    cameras: tuple[Camera, ...]
 
 
 #: A centreline this near to the projected tree is explained by it, mm at the isocentre.
@@ -123,11 +130,11 @@ class _Curve:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a fit is compared with: per view centrelines in the image (mm at the isocentre) and the camera matrix, and
+    """What a fit is compared with: per view centrelines in the image (mm at the isocentre) and the camera, and
     matched points in space."""
 
     views: tuple[_Curve, ...]
-    matrices: tuple[torch.Tensor, ...]
+    cameras: tuple[MovingCamera, ...]
     sizes_mm: tuple[tuple[float, float], ...]
     matched: _Curve
     middle_mm: np.ndarray
@@ -157,15 +164,17 @@ def gather(
             known = np.isfinite(points[middle, 0])
             along = points[ahead] - points[behind]
             along = np.where(np.isfinite(along), along, 0.0)
+            # The depths of a single view are made up: they only say where the tree is.
+            trust = 0.15 + 0.85 * sure[middle] if len(cameras) > 1 else 0.0 * sure[middle]
             space.append((points[middle][known], along[known], np.log(chain.radius_mm[middle][known]),
-                          (weight * (0.15 + 0.85 * sure[middle]))[known]))  # fmt: skip
+                          (weight * trust)[known]))  # fmt: skip
         views.append(_curve(flat, 2))
         matched += space
     found = _curve(matched, 3)
     middle = found.points.numpy().mean(0) if len(found.points) else np.zeros(3)
     return Evidence(
         tuple(views),
-        tuple(camera_matrix(camera) for camera in cameras),
+        moving_cameras(cameras),
         tuple((camera.cols * camera.mm_per_pixel, camera.rows * camera.mm_per_pixel) for camera in cameras),
         found,
         np.asarray(middle, float),
@@ -210,7 +219,7 @@ def fit_prior(
         groups = {}
         for artery in dict.fromkeys(artery_of(row) for row in labels):
             rows = labels[[artery_of(row) == artery for row in labels]]
-            codes = Codes.start(generator, rows, np.zeros(3))
+            codes = Codes.start(generator, rows, np.zeros(3), len(cameras))
             with torch.no_grad():
                 pieces = writers[artery].segments(codes, softness=4.0)
                 weight = (pieces.length_mm * pieces.gate)[..., None]
@@ -235,7 +244,7 @@ def fit_prior(
         home_best = home[best]
         trial = int(settings.steps * 0.5)
     codes, cost = _descend(writers[best], codes, home_best, evidence, settings, trial, settings.steps, progress)
-    return _result(generator, codes, best, evidence, margin, float(cost[0]), cameras)
+    return _result(generator, codes, best, evidence, margin, float(cost[0]))
 
 
 def _labels(generator: Generator) -> torch.Tensor:
@@ -246,10 +255,10 @@ def _labels(generator: Generator) -> torch.Tensor:
 
 def _descend(writer: TreeWriter, codes: Codes, home, evidence, settings, first: int, last: int, progress):
     """Adam from step ``first`` to ``last`` of the schedule; codes, and the cost ``(B,)`` at the end."""
-    names = ("z", "delta", "center_mm", "turn", "log_scale")
+    names = ("z", "delta", "center_mm", "turn", "log_scale", "view_shift_mm", "view_turn_deg")
     values = {name: getattr(codes, name).clone().requires_grad_() for name in names}
     rates = {"z": settings.rate, "delta": 0.3 * settings.rate, "center_mm": settings.place_rate_mm,
-             "turn": 0.004, "log_scale": 0.004}  # fmt: skip
+             "turn": 0.004, "log_scale": 0.004, "view_shift_mm": 0.05, "view_turn_deg": 0.03}  # fmt: skip
     optimizer = torch.optim.Adam([{"params": [values[name]], "lr": rates[name], "base": rates[name]} for name in names],
                                  betas=(0.9, 0.97))  # fmt: skip
     nearest = None
@@ -257,12 +266,13 @@ def _descend(writer: TreeWriter, codes: Codes, home, evidence, settings, first: 
         share, (sigma, softness) = step / settings.steps, _schedule(settings, step)
         for group in optimizer.param_groups:
             group["lr"] = group["base"] * min(1.0, 0.02 + 1.4 * (1 - share)) * min(1.0, (step - first + 1) / 5)
-        values["delta"].requires_grad_(share >= settings.delta_from)
+        for name in ("delta", "view_shift_mm", "view_turn_deg"):
+            values[name].requires_grad_(share >= settings.delta_from)
         now = Codes(codes.label, **values)
         pieces = writer.segments(now, softness=softness)
         if nearest is None or (step - first) % settings.renew == 0:
-            nearest = _nearest(pieces, evidence, settings, sigma)
-        cost = _cost(pieces, nearest, evidence, settings, sigma) + _prior_cost(now, home, settings)
+            nearest = _nearest(pieces, now, evidence, settings, sigma)
+        cost = _cost(pieces, now, nearest, evidence, settings, sigma) + _prior_cost(now, home, settings)
         optimizer.zero_grad(set_to_none=True)
         cost.sum().backward()
         optimizer.step()
@@ -272,8 +282,8 @@ def _descend(writer: TreeWriter, codes: Codes, home, evidence, settings, first: 
     sigma, softness = _schedule(settings, last)
     with torch.no_grad():
         pieces = writer.segments(found, softness=softness)
-        nearest = _nearest(pieces, evidence, settings, sigma)
-        return found, _cost(pieces, nearest, evidence, settings, sigma) + _prior_cost(found, home, settings)
+        nearest = _nearest(pieces, found, evidence, settings, sigma)
+        return found, _cost(pieces, found, nearest, evidence, settings, sigma) + _prior_cost(found, home, settings)
 
 
 def _schedule(settings: PriorSettings, step: int) -> tuple[float, float]:
@@ -286,25 +296,35 @@ def _prior_cost(codes: Codes, home: torch.Tensor, settings: PriorSettings) -> to
     total = 0.5 * codes.z.square().sum(1) + 0.5 * codes.delta.square().sum((1, 2)) / settings.delta_sigma**2
     total = total + 0.5 * ((codes.center_mm - home) / settings.shift_sigma_mm).square().sum(1)
     total = total + 0.5 * (codes.turn / np.deg2rad(settings.turn_sigma_deg)).square().sum(1)
-    return total + 0.5 * (codes.log_scale / settings.scale_sigma).square()
+    total = total + 0.5 * (codes.log_scale / settings.scale_sigma).square()
+    if codes.view_shift_mm.shape[1] > 1:
+        # The reference view keeps its place and its primary angle; along the baseline lies the scale gauge.
+        sigma = codes.view_shift_mm.new_tensor([*settings.view_shift_sigma_mm, 1e-3])
+        total = total + 0.5 * (codes.view_shift_mm[:, 1:] / sigma).square().sum((1, 2))
+        total = total + 0.5 * (codes.view_shift_mm[:, 0] / 1e-3).square().sum(1)
+        sigma = codes.view_turn_deg.new_full((codes.view_turn_deg.shape[1], 2), settings.view_turn_sigma_deg)
+        sigma[0, 0] = 1e-3
+        total = total + 0.5 * (codes.view_turn_deg / sigma).square().sum((1, 2))
+    return total
 
 
-def _sides(pieces: Segments, evidence: Evidence):
+def _sides(pieces: Segments, codes: Codes, evidence: Evidence):
     """Space, then each view: its curve, and both ends of the segments there."""
     if len(evidence.matched.points):
         yield evidence.matched, pieces.start, pieces.end
-    for curve, matrix in zip(evidence.views, evidence.matrices, strict=True):
+    for k, (curve, camera) in enumerate(zip(evidence.views, evidence.cameras, strict=True)):
+        matrix = camera.matrix(codes.view_shift_mm[:, k], codes.view_turn_deg[:, k])
         yield curve, project_mm(matrix, pieces.start), project_mm(matrix, pieces.end)
 
 
 @torch.no_grad()
-def _nearest(pieces: Segments, evidence: Evidence, settings: PriorSettings, sigma: float):
+def _nearest(pieces: Segments, codes: Codes, evidence: Evidence, settings: PriorSettings, sigma: float):
     """For space and every view: the segment ``(B, N)`` of each point, and the point ``(B, M)`` of each segment."""
     out = []
     log_radius = pieces.radius_mm.clamp_min(0.05).log()
     # An absent branch is as far as one that lies two sigmas away.
     absent = (1 - pieces.gate) * (2.0 * sigma) ** 2
-    for curve, start, end in _sides(pieces, evidence):
+    for curve, start, end in _sides(pieces, codes, evidence):
         if not len(curve.points):
             out.append((torch.zeros(len(start), 0, dtype=torch.long), None))
             continue
@@ -336,13 +356,15 @@ def _compare(curve: _Curve, start, end, log_radius, settings) -> torch.Tensor:
     return left @ right.mT
 
 
-def _cost(pieces: Segments, nearest, evidence: Evidence, settings: PriorSettings, sigma: float) -> torch.Tensor:
+def _cost(
+    pieces: Segments, codes: Codes, nearest, evidence: Evidence, settings: PriorSettings, sigma: float
+) -> torch.Tensor:
     """Cost ``(B,)`` of the evidence for given nearest segments and points."""
     total = pieces.gate.new_zeros(len(pieces.gate))
     log_radius = pieces.radius_mm.clamp_min(0.05).log()
     rows = torch.arange(len(pieces.gate))[:, None]
     sizes = iter(evidence.sizes_mm)
-    for (curve, start, end), (segment, point) in zip(_sides(pieces, evidence), nearest, strict=True):
+    for (curve, start, end), (segment, point) in zip(_sides(pieces, codes, evidence), nearest, strict=True):
         flat = curve is not evidence.matched
         size = next(sizes) if flat else None
         if not len(curve.points):
@@ -369,10 +391,12 @@ def _cost(pieces: Segments, nearest, evidence: Evidence, settings: PriorSettings
     return total
 
 
-def _result(generator, codes: Codes, artery, evidence: Evidence, margin, cost, cameras) -> PriorFit:
+def _result(generator, codes: Codes, artery, evidence: Evidence, margin, cost) -> PriorFit:
     from scipy.spatial import cKDTree
 
     tree = named_tree(generator, codes)
+    cameras = tuple(moving.moved(codes.view_shift_mm[0, k].numpy(), codes.view_turn_deg[0, k].numpy())
+                    for k, moving in enumerate(evidence.cameras))  # fmt: skip
     lines, found = [], []
     explained, residual = [], []
     points = np.concatenate([branch.points_lps_mm for branch in tree.branches])
@@ -397,7 +421,7 @@ def _result(generator, codes: Codes, artery, evidence: Evidence, margin, cost, c
     overall = float(np.clip((min(explained) - 0.3) / 0.4, 0, 1) * np.clip((borne - 0.2) / 0.4, 0, 1))
     return PriorFit(artery, codes.label[0].numpy(), margin, w_plus.numpy(), codes, tree, trust,
                     codes.center_mm[0].numpy(), np.rad2deg(codes.turn[0].numpy()), float(codes.log_scale.exp()[0]),
-                    tuple(explained), tuple(residual), overall, cost)  # fmt: skip
+                    tuple(explained), tuple(residual), overall, cost, cameras)  # fmt: skip
 
 
 def _trust(points: np.ndarray, cameras, lines, *, window: int = 7) -> np.ndarray:

@@ -11,12 +11,13 @@ of the tree x that the structure stage writes. Everything is differentiable, and
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
-from licag3d.geometry import Camera
+from licag3d.geometry import Camera, equations
+from licag3d.inversion.epipolar import epipolar_pair
 from licag3d.models.branch_table import ARTERIES, tree_of
 from licag3d.models.generator import Generator
 from licag3d.structures import Branch, VesselTree
@@ -25,7 +26,8 @@ from licag3d.structures import Branch, VesselTree
 @dataclass
 class Codes:
     """B starts: ``label`` ``(B, labels)``, ``z`` ``(B, z_dim)``, ``delta`` ``(B, groups, w_dim)``, ``center_mm``
-    ``(B, 3)``, ``turn`` ``(B, 3)`` rotation vector in radians, ``log_scale`` ``(B,)``."""
+    ``(B, 3)``, ``turn`` ``(B, 3)`` rotation vector in radians, ``log_scale`` ``(B,)``; of V views ``view_shift_mm``
+    ``(B, V, 3)`` along the axes of :class:`MovingCamera` and ``view_turn_deg`` ``(B, V, 2)``."""
 
     label: torch.Tensor
     z: torch.Tensor
@@ -33,14 +35,17 @@ class Codes:
     center_mm: torch.Tensor
     turn: torch.Tensor
     log_scale: torch.Tensor
+    view_shift_mm: torch.Tensor
+    view_turn_deg: torch.Tensor
 
     @classmethod
-    def start(cls, generator: Generator, label: torch.Tensor, center_mm) -> Codes:
+    def start(cls, generator: Generator, label: torch.Tensor, center_mm, views: int = 2) -> Codes:
         """The average tree of every label, at a place."""
         count, groups, w_dim = len(label), generator.config.structure, generator.config.w_dim
         center = torch.as_tensor(np.broadcast_to(center_mm, (count, 3)).copy(), dtype=torch.float32)
-        return cls(label, torch.zeros(count, generator.config.z_dim), torch.zeros(count, groups, w_dim), center,
-                   torch.zeros(count, 3), torch.zeros(count))  # fmt: skip
+        sizes = ((3,), (), (views, 3), (views, 2))
+        rest = [torch.zeros(count, *size) for size in sizes]
+        return cls(label, torch.zeros(count, generator.config.z_dim), torch.zeros(count, groups, w_dim), center, *rest)
 
     def take(self, rows: Sequence[int]) -> Codes:
         """Some of the starts."""
@@ -194,21 +199,61 @@ def artery_of(label: torch.Tensor) -> str:
     return ARTERIES[int(label[1] > label[0])]
 
 
-def camera_matrix(camera: Camera) -> torch.Tensor:
-    """``(3, 4)`` float32: homogeneous (col, row, 1) times depth of homogeneous points, lengths on the detector in mm at
-    the isocentre instead of pixels (docs/geometry.md, "One view")."""
-    frame, offset = camera.frame, np.asarray(camera.offset_lps_mm)
-    scale = camera.mm_per_pixel
-    rows = np.stack([
-        scale * (camera.sid_mm / camera.spacing_col_mm * frame.column + camera.principal_col * frame.beam),
-        scale * (camera.sid_mm / camera.spacing_row_mm * frame.row + camera.principal_row * frame.beam),
-        frame.beam,
-    ])  # fmt: skip
-    shift = rows @ offset + np.array([scale * camera.principal_col, scale * camera.principal_row, 1.0]) * camera.sod_mm
-    return torch.from_numpy(np.concatenate([rows, shift[:, None]], 1)).float()
+@dataclass(frozen=True)
+class MovingCamera:
+    """One view whose offset and angles may move, for starts of a batch.
+
+    Args:
+        camera: as it is. axes: ``(3, 3)`` unit vectors of the offset, LPS: across the epipolar planes, toward the
+            detector, along the baseline.
+    """
+
+    camera: Camera
+    axes: torch.Tensor
+
+    def matrix(self, shift_mm: torch.Tensor, turn_deg: torch.Tensor) -> torch.Tensor:
+        """``(B, 3, 4)`` float32 of offsets moved by ``(B, 3)`` along the axes and angles (primary, secondary) moved by
+        ``(B, 2)``: takes homogeneous points to (col, row, 1) times depth, col and row in mm at the isocentre
+        (docs/geometry.md, "One view").
+        """
+        camera, like = self.camera, {"dtype": torch.float64}
+        angles = torch.tensor([camera.primary_deg, camera.secondary_deg], **like) + turn_deg.double()
+        frame = equations.view_frame(torch, angles[:, 0], angles[:, 1])
+        scale = camera.mm_per_pixel
+        centre = scale * torch.tensor([camera.principal_col, camera.principal_row], **like)
+        size = scale * camera.sid_mm / torch.tensor([camera.spacing_col_mm, camera.spacing_row_mm], **like)
+        rows = torch.stack(
+            [size[0] * frame.column + centre[0] * frame.beam, size[1] * frame.row + centre[1] * frame.beam, frame.beam],
+            1,
+        )
+        offset = torch.tensor(camera.offset_lps_mm, **like) + shift_mm.double() @ self.axes
+        depth = torch.cat([centre, torch.ones(1, **like)]) * camera.sod_mm
+        return torch.cat([rows, (rows @ offset[:, :, None]) + depth[:, None]], 2).float()
+
+    def moved(self, shift_mm: np.ndarray, turn_deg: np.ndarray) -> Camera:
+        """The camera of one start, ``(3,)`` and ``(2,)``."""
+        offset = np.asarray(self.camera.offset_lps_mm) + np.asarray(shift_mm, float) @ self.axes.numpy()
+        return replace(
+            self.camera,
+            primary_deg=float(np.clip(self.camera.primary_deg + turn_deg[0], -180, 180)),
+            secondary_deg=float(np.clip(self.camera.secondary_deg + turn_deg[1], -90, 90)),
+        ).with_offset(offset)
+
+
+def moving_cameras(cameras: Sequence[Camera]) -> tuple[MovingCamera, ...]:
+    """The views with their axes; the reference view has the axes of the second one, and does not use them."""
+    out = []
+    for k, camera in enumerate(cameras):
+        if len(cameras) > 1:
+            frame = epipolar_pair(cameras[0], cameras[max(k, 1)])
+            axes = np.stack([frame.across, frame.toward, np.cross(frame.across, frame.toward)])
+        else:
+            axes = np.eye(3)
+        out.append(MovingCamera(camera, torch.from_numpy(np.asarray(axes, float))))
+    return tuple(out)
 
 
 def project_mm(matrix: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
-    """Image points ``(..., 2)`` in mm at the isocentre, (col, row) times ``mm_per_pixel``, of points ``(..., 3)``."""
-    flat = points @ matrix[:, :3].T + matrix[:, 3]
+    """Image points ``(B, n, 2)`` in mm at the isocentre, (col, row) times ``mm_per_pixel``, of points ``(B, n, 3)``."""
+    flat = points @ matrix[:, :, :3].mT + matrix[:, None, :, 3]
     return flat[..., :2] / flat[..., 2:]

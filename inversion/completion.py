@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The fitted tree and the matched curves become one set of curves, and its branches get their names.
+
+The tree of the prior, laid onto the views, comes first: it is smoother in depth and knows what overlaps. Matched curves
+add what it has not got. Stretches that no view shows are left out, unless they lie between stretches that are shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from licag3d.inversion.assembly import Curve
+from licag3d.inversion.prior_fit import PriorFit
+from licag3d.inversion.snapping import Snapped
+from licag3d.structures import VesselTree
+
+#: Confidence of what only the prior gives a depth, for a view that shows it fully.
+PRIOR_CONFIDENCE = 0.3
+
+
+@dataclass(frozen=True)
+class CompletionSettings:
+    """Lengths in mm.
+
+    Args:
+        shown: a stretch of the prior's tree is there where some view shows it by this much (0..1).
+        gap_mm: stretches not shown, up to this length and between shown ones, stay.
+        shortest_mm: shorter stretches are left out.
+        apart_mm: matched curves farther than this from the prior's tree are vessels that it has not got.
+        agree_mm: matched curves nearer than this bear the tree out.
+        doubt: below this overall trust of the prior the matched curves come first, and the prior adds to them.
+        name_mm, name_share: a branch gets the name of the prior's branch near which this share of it lies.
+    """
+
+    shown: float = 0.3
+    gap_mm: float = 15.0
+    shortest_mm: float = 4.0
+    apart_mm: float = 1.5
+    agree_mm: float = 1.0
+    doubt: float = 0.5
+    name_mm: float = 1.5
+    name_share: float = 0.6
+
+
+def completed_curves(
+    snapped: Snapped, overall: float, curves: Sequence[Curve], settings: CompletionSettings | None = None
+) -> list[Curve]:
+    """Curves of the tree of the prior and of the matching together, each stretch once.
+
+    Args:
+        snapped: the fitted tree laid onto the views. overall: ``PriorFit.overall``.
+        curves: matched, of the same gauge.
+    """
+    settings = settings or CompletionSettings()
+    known = _points(curves)
+    prior = []
+    for k, branch in enumerate(snapped.tree.branches):
+        views = np.stack([shown[k] for shown in snapped.shown])
+        best = np.max(np.nan_to_num(views), axis=0)
+        keep = _bridged(best > settings.shown, branch.points_lps_mm, settings.gap_mm)
+        sure = PRIOR_CONFIDENCE * best
+        if len(known[0]):
+            gap, nearest = _tree(known[0]).query(branch.points_lps_mm)
+            sure = np.where(gap < settings.agree_mm, np.maximum(sure, known[1][nearest]), sure)
+        whole = Curve(branch.points_lps_mm, branch.radius_mm, sure, (None, None))
+        prior += _stretches(whole, keep, settings.shortest_mm)
+    first, second = (prior, list(curves)) if overall >= settings.doubt else (list(curves), prior)
+    if not first:
+        return second
+    there = _tree(_points(first)[0])
+    out = list(first)
+    for curve in second:
+        off = there.query(curve.points_mm)[0] > settings.apart_mm
+        out += _stretches(curve, off, settings.shortest_mm)
+    return out
+
+
+def name_branches(tree: VesselTree, fit: PriorFit, settings: CompletionSettings | None = None) -> VesselTree:
+    """Names of the fitted tree for the branches of a tree that lie along its branches, where the prior is trusted."""
+    settings = settings or CompletionSettings()
+    if fit.overall < settings.doubt or not fit.tree.branches:
+        return tree
+    points = np.concatenate([branch.points_lps_mm for branch in fit.tree.branches])
+    owner = np.repeat(np.arange(len(fit.tree.branches)), [len(b.points_lps_mm) for b in fit.tree.branches])
+    trust = np.concatenate(fit.trust)
+    search, named = _tree(points), []
+    for branch in tree.branches:
+        gap, nearest = search.query(branch.points_lps_mm)
+        near = (gap < settings.name_mm) & (trust[nearest] > 0.5)
+        votes = np.bincount(owner[nearest[near]], minlength=len(fit.tree.branches))
+        best = int(votes.argmax())
+        good = votes[best] >= settings.name_share * len(branch.points_lps_mm)
+        named.append(replace(branch, name=fit.tree.branches[best].name) if good else branch)
+    return VesselTree(tuple(named))
+
+
+def _tree(points: np.ndarray):
+    from scipy.spatial import cKDTree
+
+    return cKDTree(points)
+
+
+def _points(curves: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray]:
+    if not curves:
+        return np.zeros((0, 3)), np.zeros(0)
+    return np.concatenate([c.points_mm for c in curves]), np.concatenate([c.confidence for c in curves])
+
+
+def _bridged(keep: np.ndarray, points: np.ndarray, gap_mm: float) -> np.ndarray:
+    """``keep`` with short interior gaps closed, and those at the start of a branch, where it leaves its parent."""
+    keep = keep.copy()
+    arc = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1))])
+    shown = np.flatnonzero(keep)
+    if not len(shown):
+        return keep
+    if arc[shown[0]] <= gap_mm:
+        keep[: shown[0]] = True
+    for a, b in zip(shown[:-1], shown[1:], strict=True):
+        if arc[b] - arc[a] <= gap_mm:
+            keep[a:b] = True
+    return keep
+
+
+def _stretches(curve: Curve, keep: np.ndarray, shortest_mm: float) -> list[Curve]:
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], keep, [False]]).astype(int)))
+    out = []
+    for a, b in zip(edges[::2], edges[1::2], strict=True):
+        # One point more on either side, so that neighbouring stretches meet.
+        a, b = max(a - 1, 0), min(b + 1, len(keep))
+        if np.linalg.norm(np.diff(curve.points_mm[a:b], axis=0), axis=1).sum() < shortest_mm:
+            continue
+        nodes = (curve.nodes[0] if a == 0 else None, curve.nodes[1] if b == len(keep) else None)
+        out.append(Curve(curve.points_mm[a:b], curve.radius_mm[a:b], curve.confidence[a:b], nodes))
+    return out

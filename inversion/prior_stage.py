@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The prior in an inversion, after the first matching: fit, match again with the fitted tree as a cost, lay the tree
+onto the views, and complete it with the matched curves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from licag3d.geometry import Camera
+from licag3d.inversion.assembly import Curve
+from licag3d.inversion.chains import Chains
+from licag3d.inversion.completion import CompletionSettings, completed_curves
+from licag3d.inversion.prior_cost import PriorCostSettings, prior_cost
+from licag3d.inversion.prior_fit import PriorFit, PriorSettings, fit_prior
+from licag3d.inversion.several import Correspondence
+from licag3d.inversion.snapping import Snapped, SnapSettings, snap_tree
+
+#: Below this overall trust the prior is said to disagree with the views.
+DOUBTFUL_PRIOR = 0.5
+
+
+@dataclass(frozen=True)
+class PriorStageSettings:
+    """Settings of the parts. ``rounds``: of matching with the prior as a cost (0: the first matching is kept)."""
+
+    rounds: int = 1
+    fit: PriorSettings = field(default_factory=PriorSettings)
+    cost: PriorCostSettings = field(default_factory=PriorCostSettings)
+    snap: SnapSettings = field(default_factory=SnapSettings)
+    completion: CompletionSettings = field(default_factory=CompletionSettings)
+
+
+@dataclass(frozen=True)
+class PriorStage:
+    """``curves`` for ``assemble_tree``, ``cameras`` corrected with the tree, ``found``: the last matching (points and
+    confidence in the gauge of these cameras), the ``fit``, the tree laid onto the views, ``facts`` for the report and
+    ``warnings``."""
+
+    curves: tuple[Curve, ...]
+    cameras: tuple[Camera, ...]
+    found: Correspondence
+    fit: PriorFit
+    snapped: Snapped
+    facts: dict
+    warnings: tuple[str, ...]
+
+
+def prior_stage(
+    found: Correspondence,
+    chains: Sequence[Chains],
+    *,
+    generator,
+    settings: PriorStageSettings | None = None,
+    match: Callable[[tuple[Camera, ...], tuple], Correspondence] | None = None,
+    start=None,
+    progress: Callable[[float, str], None] | None = None,
+) -> PriorStage:
+    """Fit the prior to a first correspondence and use it.
+
+    Args:
+        found: of ``match_all``, scale gauge fixed. chains: of all views.
+        generator: of :func:`licag3d.models.generator.load_generator`, with a structure stage.
+        match: called with cameras and place costs, matches again without fixing the gauge anew; None keeps ``found``.
+        start: an ``Encoding`` or an earlier ``PriorFit`` to start from besides.
+        progress: called with the share done (0..1) and a line of text.
+    """
+    settings = settings or PriorStageSettings()
+    tell = progress or (lambda *_: None)
+    fit = fit_prior(
+        found.cameras,
+        chains,
+        found.points_mm,
+        found.confidence,
+        generator=generator,
+        settings=settings.fit,
+        start=start,
+        progress=lambda share, text: tell(0.7 * share, text),
+    )
+    if match is not None and settings.rounds and len(found.cameras) > 1:
+        tell(0.7, "matching with the prior")
+        again = match(fit.cameras, (prior_cost(fit, settings.cost),))
+        found = replace(again, scale_from=found.scale_from, assumptions=found.assumptions)
+    tell(0.9, "laying the tree onto the views")
+    snapped = snap_tree(fit.tree, fit.cameras, chains, settings.snap)
+    # One view gives no depth: its flat curves would only contradict the prior's.
+    matched = list(found.curves) if len(found.cameras) > 1 else []
+    curves = completed_curves(snapped, fit.overall, matched, settings.completion)
+    facts = {
+        "artery": fit.artery,
+        "explained": [round(value, 3) for value in fit.explained],
+        "residual_mm": [round(value, 3) for value in fit.residual_mm],
+        "trust": round(fit.overall, 3),
+        "scale": round(fit.scale, 4),
+        "branches": {b.name: round(float(np.mean(t)), 2) for b, t in zip(fit.tree.branches, fit.trust, strict=True)},
+    }
+    return PriorStage(
+        tuple(curves), fit.cameras, replace(found, cameras=fit.cameras), fit, snapped, facts, _warnings(fit)
+    )
+
+
+def _warnings(fit: PriorFit) -> tuple[str, ...]:
+    said = []
+    if fit.overall < DOUBTFUL_PRIOR:
+        said.append(
+            f"The views do not look like the coronary trees that the prior knows (it explains "
+            f"{100 * min(fit.explained):.0f} % of the centreline, trust {fit.overall:.2f}): it yields to what was "
+            "matched."
+        )
+    elif fit.margin < 0.15:
+        said.append("Right and left artery fit nearly alike: branch names are doubtful.")
+    return tuple(said)
