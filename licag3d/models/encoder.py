@@ -22,6 +22,7 @@ from torch import nn
 
 from licag3d.errors import InputError
 from licag3d.models.branch_table import ARTERIES, table_of
+from licag3d.models.lift import Lift
 from licag3d.models.named_update import NamedUpdate, cells_of, patients_moments
 from licag3d.models.vit import initialise
 
@@ -49,7 +50,8 @@ class TreeEncoderConfig:
             weights) enter the pyramid as one more level.
         stretches: named places per branch that correct the code; 0 leaves the correction out. cells: of the dense maps,
             those with most vessel, that are read for it.
-        lifted: channels of the tri-plane residual lifted from the views; 0 leaves it out.
+        lifted: channels of the tri-plane residual lifted from the views (:mod:`licag3d.models.lift`); 0 leaves it out:
+            it was worth nothing (docs/encoder.md). planes: channels of the generator's planes.
     """
 
     channels: int = 2
@@ -69,6 +71,7 @@ class TreeEncoderConfig:
     stretches: int = 6
     cells: int = 512
     lifted: int = 0
+    planes: int = 32
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "widths", tuple(int(width) for width in self.widths))
@@ -90,6 +93,7 @@ class TreeEncoderConfig:
             ("stretches", 0, 32),
             ("cells", 16, 65536),
             ("lifted", 0, 64),
+            ("planes", 1, 512),
         ):
             if not low <= getattr(self, name) <= high:
                 raise InputError(f"{name} is {getattr(self, name)}; give {low} to {high}")
@@ -215,6 +219,7 @@ class TreeFromViews(nn.Module):
             for last in (self.to_style[-1], self.to_view[-1], self.to_spread, *self.turn):
                 last.weight.mul_(0.1)
             self.name.weight.mul_(0.1)
+        self.lift = Lift(c.dense, c.lifted, c.planes) if c.lifted else None
         # Set from the generator and its training vectors: the mean code of each artery, and the spread about it.
         self.register_buffer("w_average", torch.zeros(2, c.w_dim))
         self.register_buffer("w_spread", torch.ones(2, c.w_dim))
@@ -325,6 +330,15 @@ class TreeFromViews(nn.Module):
         is kept beside the modules: its weights are a file of their own.
         """
         object.__setattr__(self, "_stage", generator.structure)
+
+    def residual(self, seen: ViewFeatures, codes: Codes, box_size_mm: float) -> torch.Tensor | None:
+        """What the views add to the generator's planes (``lift.with_residual``), or None without such a part."""
+        if self.lift is None:
+            return None
+        with torch.autocast(seen.maps.device.type, enabled=False):
+            return self.lift(
+                seen, codes.place_mm, codes.log_scale, window_mm=self.config.window_mm, box_size_mm=box_size_mm
+            )
 
     def _corrected(self, seen: ViewFeatures, guess, place_mm, log_scale, artery):
         c, stage = self.config, getattr(self, "_stage", None)

@@ -50,6 +50,8 @@ class NamedUpdate(nn.Module):
         self.log_scatter = nn.Parameter(torch.tensor(math.log(0.5)))
         self.log_mass = nn.Parameter(torch.tensor(math.log(0.7)))
         self.log_outlier = nn.Parameter(torch.tensor(math.log(3.0)))
+        # How much less a place says along its vessel than across it: where along it lies is hard to tell.
+        self.log_slide = nn.Parameter(torch.tensor(math.log(4.0)))
 
     def hats(self, samples: int) -> torch.Tensor:
         """``(J, samples)``: weights of the samples of a branch in each stretch, rows sum to one."""
@@ -89,6 +91,14 @@ class NamedUpdate(nn.Module):
         sure = mass.square() / (mass.square() + (2 * self.log_mass).exp())
         return mean, sure / spread2
 
+    def _ways(self, places: torch.Tensor) -> torch.Tensor:
+        """Directions ``(B, slots * J, 3)`` of the branches at their places."""
+        by_branch = places.unflatten(1, (-1, self.stretches))
+        if self.stretches == 1:
+            return torch.ones_like(places)
+        step = by_branch[:, :, 1:] - by_branch[:, :, :-1]
+        return torch.cat([step[:, :, :1], 0.5 * (step[:, :, 1:] + step[:, :, :-1]), step[:, :, -1:]], 2).flatten(1, 2)
+
     def forward(
         self,
         places: torch.Tensor,
@@ -109,6 +119,7 @@ class NamedUpdate(nn.Module):
         # The best seen places alone: the work grows with the third power of their number.
         most = min(self.most, places.shape[1])
         best = precision.detach().sum(1).topk(most, dim=1).indices.sort(dim=1).values
+        ways = self._ways(places).gather(1, best[..., None].expand(-1, -1, 3))
         places = places.gather(1, best[..., None].expand(-1, -1, 3))
         seen_mm = seen_mm.gather(2, best[:, None, :, None].expand(-1, v, -1, 2))
         precision = precision.gather(2, best[:, None].expand(-1, v, -1))
@@ -117,32 +128,40 @@ class NamedUpdate(nn.Module):
         prior = (2 * self.log_prior[ARTERIES.index(artery)]).exp()
         covariance = prior * getattr(self, f"{artery}_cov")[axes[:, :, None], axes[:, None]]
         predicted, slope = project(places, cameras, place_mm, log_scale)  # (B, V, K, 2), (B, V, K, 2, 3)
-        off = seen_mm - predicted
+        # Axes along and across the vessel as it is predicted in each view.
+        along = F.normalize(torch.einsum("bvkai,bki->bvka", slope.detach(), ways.detach()) + 1e-6, dim=-1)
+        turn = torch.stack([along, torch.stack([-along[..., 1], along[..., 0]], -1)], -2)  # (B, V, K, 2, 2)
+        off = (turn @ (seen_mm - predicted)[..., None])[..., 0]
+        slope = turn @ slope
+        share = torch.stack([(-2 * self.log_slide).exp(), torch.ones_like(self.log_slide)])
+        precision = precision[..., None] * share  # (B, V, K, 2)
         # What is much farther off than code and place allow is named wrongly.
         diagonal = covariance.diagonal(dim1=1, dim2=2).unflatten(1, (k, 3)).sum(2)[:, None] / 1.5
         place2 = (2 * self.log_place_mm).exp()
-        allowed = diagonal + place2 + 1 / precision.clamp_min(1e-3)
-        outlier = 1 / (1 + off.square().sum(-1) / (allowed * (2 * self.log_outlier).exp()))
-        root = (precision * outlier).clamp_min(1e-12).sqrt()[..., None, None]
-        slope = (root * slope).permute(0, 1, 3, 2, 4).reshape(b, 2 * v, k, 3)  # rows: view and axis
+        allowed = diagonal[..., None] + place2 + 1 / precision.clamp_min(1e-3)
+        far = (off.square() / allowed).sum(-1, keepdim=True)
+        root = (precision / (1 + far / (2 * self.log_outlier).exp())).clamp_min(1e-12).sqrt()  # (B, V, K, 2)
+        slope = (root[..., None] * slope).permute(0, 1, 3, 2, 4).reshape(b, 2 * v, k, 3)  # rows: view and axis
         # The measurement matrix has one place per row; written out it makes two plain products of matrices.
         rows = torch.zeros(b, 2 * v, k, k, 3, dtype=off.dtype, device=off.device)
         at = torch.arange(k, device=off.device)
         rows[:, :, at, at] = slope
         rows = rows.view(b, 2 * v * k, 3 * k)
         system = rows @ covariance @ rows.transpose(1, 2)
-        flat_root = root[..., 0, 0].unsqueeze(2).expand(b, v, 2, k).reshape(b, 2 * v, k)
-        moves = place2.sqrt() * flat_root[:, :, :, None] * torch.eye(2 * v, dtype=off.dtype, device=off.device)[:, None]
-        moves = moves.reshape(b, 2 * v * k, 2 * v)
+        # What a shift of a whole view does: the same to all its places, turned into their axes.
+        same = torch.eye(v, dtype=off.dtype, device=off.device)
+        moves = torch.einsum("bvkac,vw->bvakwc", root[..., None] * turn, same).reshape(b, 2 * v * k, 2 * v)
+        moves = place2.sqrt() * moves
         system = system + moves @ moves.transpose(1, 2)
         system = system + torch.eye(system.shape[-1], device=off.device, dtype=off.dtype)
-        right = (root[..., 0] * off).permute(0, 1, 3, 2).reshape(b, -1, 1)
+        right = (root * off).permute(0, 1, 3, 2).reshape(b, -1, 1)
         factor = torch.linalg.cholesky(system)
-        answer = torch.cholesky_solve(right, factor)[..., 0].view(b, 2 * v, k)
+        answer = torch.cholesky_solve(right, factor)[..., 0]
+        shift = (place2.sqrt() * moves.transpose(1, 2) @ answer[..., None]).view(b, v, 2)
+        answer = answer.view(b, 2 * v, k)
         back = torch.einsum("brk,brki->bki", answer, slope).flatten(1)
         everywhere = torch.zeros(b, getattr(self, f"{artery}_cov").shape[0], dtype=back.dtype, device=back.device)
         code = prior * everywhere.scatter(1, axes, back) @ getattr(self, f"{artery}_gain").T
-        shift = place2 * (answer * flat_root).sum(2).view(b, v, 2)
         return code, shift
 
 

@@ -46,6 +46,9 @@ def add_flags(parser) -> None:
     model.add_argument(
         "--start", choices=("none", "vasomim"), default="none", help="tokens of the angiogram encoder as one more level"
     )
+    model.add_argument(
+        "--lifted", type=int, default=0, metavar="N", help="channels of the tri-plane residual; 0 leaves it out"
+    )
     model.add_argument("--generator", default="generator", metavar="PATH", help="generator whose codes are written")
     parts = parser.add_argument_group("weights of the losses; 0 leaves one out")
     base = EncoderStepSettings()
@@ -97,7 +100,8 @@ def main(arguments) -> int:
     name = f"validation-{arguments.disease}-{arguments.validation}.safetensors"
     held_out = maker_of(pool_file.parent / name, arguments.validation, splits.VALIDATION, 1)
     if arguments.init == "random":
-        net = TreeFromViews(TreeEncoderConfig(start=arguments.start))
+        planes = generator.config.plane_channels
+        net = TreeFromViews(TreeEncoderConfig(start=arguments.start, lifted=arguments.lifted, planes=planes))
         set_codes(net, generator, reader, maker.data)
     else:
         net = load_tree_encoder("tree_encoder" if arguments.init == "embedded" else arguments.init).requires_grad_(True)

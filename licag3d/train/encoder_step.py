@@ -13,8 +13,9 @@ from licag3d.losses.vessel import soft_cldice_loss, soft_dice_loss
 from licag3d.losses.volume import point_dice_loss, wall_ramp
 from licag3d.models.branch_table import ARTERIES
 from licag3d.models.encode_views import frozen_tokens
-from licag3d.models.encoder import Codes, TreeFromViews
+from licag3d.models.encoder import Codes, TreeFromViews, ViewFeatures
 from licag3d.models.generator import INSIDE_MU
+from licag3d.models.lift import with_residual
 from licag3d.train.encoder_settings import EncoderStepSettings
 from licag3d.train.generator_vectors import as_logits, vector_loss
 
@@ -59,7 +60,7 @@ def encoder_loss(model: EncoderTrainee, batch: dict, step: int) -> tuple[torch.T
         if s.projection:
             total = total + _picture_part(model, codes["all"], batch, step, numbers)
         if s.field and step % s.field_every == 0:
-            total = total + s.field * _field_part(model, codes["all"], batch, numbers)
+            total = total + s.field * _field_part(model, seen, codes["all"], batch, numbers)
     model.last |= {key: numbers[key] for key in ("vessel", "perceptual", "field") if key in numbers}
     return total, model.last | numbers
 
@@ -274,7 +275,7 @@ def _picture_part(model: EncoderTrainee, code: Codes, batch: dict, step: int, nu
     return total
 
 
-def _field_part(model: EncoderTrainee, code: Codes, batch: dict, numbers: dict) -> torch.Tensor:
+def _field_part(model: EncoderTrainee, seen: ViewFeatures, code: Codes, batch: dict, numbers: dict) -> torch.Tensor:
     """The field of one written tree about the true vessels: one minus soft Dice at points."""
     g = model.generator
     stage = g.structure
@@ -290,6 +291,9 @@ def _field_part(model: EncoderTrainee, code: Codes, batch: dict, numbers: dict) 
     points = axis[chosen] + torch.randn(3000, 3, device=axis.device) * (0.5 + width[chosen, None])
     distance = (torch.cdist(points, axis) - width).amin(1)
     planes = g.planes(code.w_plus[row : row + 1], batch["artery"][row : row + 1])
+    residual = model.encoder.residual(seen, code, g.config.box_size_mm)
+    if residual is not None:
+        planes = with_residual(planes, residual[row : row + 1])
     mu = g.attenuation(planes, points)
     loss = point_dice_loss(mu / INSIDE_MU, wall_ramp(distance, 0.5)[None], torch.ones_like(mu))
     numbers["field"] = loss.detach()
