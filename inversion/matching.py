@@ -61,10 +61,10 @@ class MatchSettings:
     witness_cap_mm: float = 2.5
     candidates: int = 20
     rounds: int = 20
-    judge_price: float = 1.0
+    judge_price: float = 0.6
     judge_cap: float = 5.0
-    judge_none: float = 0.5
-    judge_hand_share: float = 0.3
+    judge_none: float = 0.8
+    judge_hand_share: float = 0.0
 
 
 @dataclass(frozen=True)
