@@ -190,7 +190,8 @@ def main(argv: list[str]) -> int:
         name = _write_video(out, generator, seeds, kept, grid, arguments)
         print(f"wrote {out / name}")
     _write_facts(out, facts, card, arguments)
-    print(f"{len(seeds)} synthetic trees: {out}")
+    refused = sum(one["tries"] - 1 for one in facts)
+    print(f"{len(seeds)} synthetic trees ({refused} codes refused: branches touched): {out}")
     return 0
 
 
@@ -229,7 +230,7 @@ def _write_sample(out: Path, sample: Sample, angles, arguments) -> tuple[list[np
     name = f"seed{sample.seed:04d}"
     cameras = samples.cameras_at(angles, arguments.size, field_mm=arguments.field_of_view)
     made = [draw.angiogram(p) for p in samples.line_integrals(sample.volume, cameras)]
-    one = {"seed": sample.seed, "said": "picture written"}
+    one = {"seed": sample.seed, "tries": sample.tries, "said": "picture written"}
     with staged_folder(out) as stage:
         for number, picture in enumerate(made, 1):
             ending = "" if len(made) == 1 else f"_view{number}"
@@ -255,6 +256,7 @@ def _write_sample(out: Path, sample: Sample, angles, arguments) -> tuple[list[np
                 surface = found.surface
                 write_stl(stage / f"{name}.stl", surface.vertices_lps_mm, surface.faces, note="SYNTHETIC; no patient")
             one |= {
+                "least_radius_mm": sample.least_radius_mm,
                 "pieces": found.pieces,
                 "largest_piece_share": round(found.largest_share, 5),
                 "length_mm": round(found.tree.length_mm, 1),
@@ -397,6 +399,8 @@ def _write_facts(out: Path, facts: list[dict], card: dict, arguments) -> None:
         "co_dominant": arguments.co_dominant,
         "truncation": arguments.trunc,
         "spacing_mm": arguments.spacing,
+        "codes_refused": sum(one["tries"] - 1 for one in facts),
+        "codes_refused_because": "two branches of the written tree touched outside their junctions",
         "samples": [{key: value for key, value in one.items() if key != "said"} for one in facts],
     }
     write_text(out / "samples.json", json.dumps(content, indent=1) + "\n")

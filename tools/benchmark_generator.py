@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +66,8 @@ def measured(sample: samples.Sample, number: int, how: str = "", mesh: bool = Fa
     rng = np.random.default_rng([number, 7])
     angles = choose_angles(rng, sample.artery, VIEWS, float(rng.uniform(30, 100)))
     seen = samples.line_integrals(volume, samples.cameras_at(angles, PICTURE_PX))
-    return asdict(facts) | {"artery": sample.artery}, np.stack([draw.angiogram(p) for p in seen]), found.surface
+    row = asdict(facts) | {"artery": sample.artery, "tries": sample.tries}
+    return row, np.stack([draw.angiogram(p) for p in seen]), found.surface
 
 
 def collected(
@@ -92,11 +93,18 @@ def collected(
     return facts, np.concatenate(pictures)
 
 
+def co_dominant(number: int) -> bool:
+    """Whether a drawn patient is co-dominant, as often as patients of the phantom are."""
+    from licag3d.phantom.plans import DOMINANCE_SHARES
+
+    return bool(np.random.default_rng([number, 11]).random() < DOMINANCE_SHARES["co"])
+
+
 def facts_list(rows: list[dict], artery: str | None = None) -> list[judge.TreeFacts]:
     """Facts of one artery, or of both."""
     chosen = [row for row in rows if artery is None or row["artery"] == artery]
-    return [judge.TreeFacts(**{k: tuple(v) if k == "radii_mm" else v for k, v in row.items() if k != "artery"})
-            for row in chosen]  # fmt: skip
+    names = [item.name for item in fields(judge.TreeFacts)]
+    return [judge.TreeFacts(**{k: tuple(row[k]) if k == "radii_mm" else row[k] for k in names}) for row in chosen]
 
 
 def trees_report(rows: list[dict], reference: list[dict]) -> dict:
@@ -104,6 +112,8 @@ def trees_report(rows: list[dict], reference: list[dict]) -> dict:
     share, low, high = judge.connected_share(facts_list(rows))
     report = {"trees": len(rows), "one_tree": {"value": share, "low": low, "high": high}}
     report["largest_share_mean"] = float(np.mean([row["largest_share"] for row in rows]))
+    tries = sum(row.get("tries", 1) for row in rows)
+    report["codes_drawn"], report["codes_refused_share"] = tries, 1 - len(rows) / tries
     for artery in ARTERIES:
         mine, others = facts_list(rows, artery), facts_list(reference, artery)
         if len(mine) < 2 or len(others) < 2:
@@ -214,22 +224,18 @@ def written_report(generator, count: int, reference: int, disease: str, truncati
 
     Cheap, so that many samples can be judged; what becomes of them in the field the other figures tell.
     """
-    from licag3d.models.branch_table import tree_of
 
     def phantom_facts(number: int, artery: str) -> dict:
         tree = sample_tree(REFERENCE + number, artery, **({} if disease == "none" else {"disease": disease}))
         return asdict(judge.facts_of_tree(tree)) | {"artery": artery}
 
     rows = []
-    for artery in ARTERIES:
-        table = generator.structure.tables[artery]
-        for seed in range(count // 2):
-            code = samples.codes(generator, [seed], artery, truncation=truncation)
-            with torch.no_grad():
-                vector = generator.structure.vectors(code[:, : generator.config.structure], artery)[0].numpy().copy()
-            presence = list(table.offsets[:-1])
-            vector[presence] = vector[presence] > 0  # a logit
-            rows.append(asdict(judge.facts_of_tree(tree_of(vector, table, (0.0, 0.0, 0.0)))) | {"artery": artery})
+    for number in range(count):
+        artery = ARTERIES[number % 2]
+        options = {"truncation": truncation, "co_dominant": co_dominant(number)}
+        w_plus, tries = samples.drawn_code(generator, number, artery, **options)
+        facts = judge.facts_of_tree(samples.written_tree(generator, w_plus, artery))
+        rows.append(asdict(facts) | {"artery": artery, "tries": tries})
     return trees_report(rows, [phantom_facts(k, ARTERIES[k % 2]) for k in range(reference)])
 
 
@@ -303,7 +309,8 @@ def main(argv: list[str] | None = None) -> int:
         name = f"generated-{digest}-{arguments.trunc:g}"
 
         def make(number: int, artery: str) -> samples.Sample:
-            return samples.draw(generator, number, artery, truncation=arguments.trunc)
+            co = co_dominant(number)
+            return samples.draw(generator, number, artery, truncation=arguments.trunc, co_dominant=co)
 
         rows, seen = collected(name, arguments.samples, cache, make, sheet=arguments.sheet)
         report["generator"]["trees"] = trees_report(rows, reference)

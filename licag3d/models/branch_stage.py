@@ -93,19 +93,25 @@ class BranchStage(nn.Module):
             out.append((start + offset, width, gate))
         return out
 
-    def draw(self, vectors: torch.Tensor, artery: str) -> torch.Tensor:
-        """Channels ``(B, 3, branches, R, R)`` of vectors ``(B, size)``, differentiable in them."""
+    def draw(self, vectors: torch.Tensor, artery: str, *, least_radius_mm: float = 0.0) -> torch.Tensor:
+        """Channels ``(B, 3, branches, R, R)`` of vectors ``(B, size)``, differentiable in them.
+
+        Args:
+            least_radius_mm: thinner vessels are drawn this wide, for a grid that cannot hold them.
+        """
         table = self.tables[artery]
         courses = self.courses(vectors, artery)
         starts, ends, first, last, channel = [], [], [], [], []
         for k, (points, width, gate) in enumerate(courses):
-            radius = width * gate
+            radius = width.clamp_min(least_radius_mm) * gate
             parent = table.slots[k].parent
             if parent >= 0:
                 # Inside its parent a branch is not drawn: the parent fills that place already.
-                away = (points - points[:, :1]).norm(dim=2)
-                inner = 0.5 * _at(courses[parent][1][..., None], vectors[:, table.parts(k)[1]])[..., 0].detach()
-                radius = radius * ((away - inner) / inner.clamp_min(0.1)).clamp(0.0, 1.0)
+                calibre = _at(courses[parent][1][..., None], vectors[:, table.parts(k)[1]])[..., 0].detach()
+                inner = 0.5 * calibre.clamp_min(max(least_radius_mm, 0.1))
+                points, radius = _cut_at_wall(points, radius, inner)
+                away = (points - courses[k][0][:, :1]).norm(dim=2)
+                radius = radius * ((away - inner) / inner).clamp(0.0, 1.0)
             starts.append(points[:, :-1])
             ends.append(points[:, 1:])
             first.append(radius[:, :-1])
@@ -122,10 +128,10 @@ class BranchStage(nn.Module):
             box_size_mm=self.box_size_mm,
         )
 
-    def draw_all(self, vectors) -> torch.Tensor:
+    def draw_all(self, vectors, *, least_radius_mm: float = 0.0) -> torch.Tensor:
         """Channels ``(B, 3, branches, R, R)`` of ``(artery, rows, vectors)``, one for each artery that occurs."""
         rows = torch.cat([chosen for _, chosen, _ in vectors])
-        drawn = torch.cat([self.draw(part, artery) for artery, _, part in vectors])
+        drawn = torch.cat([self.draw(part, artery, least_radius_mm=least_radius_mm) for artery, _, part in vectors])
         return drawn[torch.argsort(rows)] if len(vectors) > 1 else drawn
 
     def rows(self, artery: str, group: int) -> slice:
@@ -221,6 +227,24 @@ def _tube_value(dx, dy, u, v, length2, start_radius, end_radius, texel: float) -
     value = share * (0.5 * size2 - away2) / (2 * radius.clamp(min=_SOFT_MM))
     # A tube without width is no tube: below a tenth of a millimetre it sinks.
     return (value - 20 * (0.1 - radius).clamp(min=0)).clamp(min=FLOOR)
+
+
+def _cut_at_wall(points: torch.Tensor, radius: torch.Tensor, inner: torch.Tensor):
+    """A course ``(B, n, 3)`` with two more points on its first stretch, and its radius there: ``inner`` ``(B, 1)`` and
+    twice that from its beginning (or before the end of the stretch), where it comes out of its parent.
+
+    Without them the calibre would grow over the whole first stretch, and a side branch of a thin vessel would hang on
+    a neck that no grid holds.
+    """
+    stretch = points[:, 1] - points[:, 0]
+    share = inner / stretch.norm(dim=1, keepdim=True).clamp_min(1e-3)
+    share = torch.cat([share.clamp(max=0.48), (2 * share).clamp(max=0.96)], 1).detach()[..., None]
+    between = points[:, :1] + share * stretch[:, None]
+    width = radius[:, :1] + share[..., 0] * (radius[:, 1:2] - radius[:, :1])
+    return (
+        torch.cat([points[:, :1], between, points[:, 1:]], 1),
+        torch.cat([radius[:, :1], width, radius[:, 1:]], 1),
+    )
 
 
 def _at(points: torch.Tensor, share: torch.Tensor) -> torch.Tensor:

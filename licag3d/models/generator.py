@@ -43,6 +43,8 @@ class GeneratorConfig:
             is co-dominant.
         pose_dim: numbers of the camera that the mapping may see in training; 0 leaves the pose out.
         own_codes: whether the codes of each artery have a distribution of their own (an affine map before the mapping).
+        kinds: how many kinds of trees of an artery have codes of their own where trees are drawn at random (dominance,
+            see :meth:`Generator.random_codes`); 0 draws through ``map`` alone.
         box_size_mm: edge of the box. mu_scale: 1/mm, of the decoder. start_mu: 1/mm, mean of the field at the start.
         fields: ``vessel``, or ``vessel+background`` for a second, coarse tri-plane that is added to the integral.
         background_resolution, background_channels: of that.
@@ -61,6 +63,7 @@ class GeneratorConfig:
     labels: tuple[str, ...] = ("right", "left", "co-dominant")
     pose_dim: int = 0
     own_codes: bool = False
+    kinds: int = 0
     box_size_mm: float = 140.0
     mu_scale: float = 0.01
     start_mu: float = 1e-5
@@ -84,6 +87,7 @@ class GeneratorConfig:
             ("structure", 0, 8),
             ("structure_hidden", 1, 4096),
             ("pose_dim", 0, 64),
+            ("kinds", 0, 16),
             ("box_size_mm", 10, 400),
             ("mu_scale", 1e-6, 10),
             ("start_mu", 1e-7, 1),
@@ -92,6 +96,8 @@ class GeneratorConfig:
         ):
             if not low <= getattr(self, name) <= high:
                 raise InputError(f"{name} is {getattr(self, name)}; give {low} to {high}")
+        if self.kinds and len(self.labels) < 3:
+            raise InputError(f"labels is {self.labels}; kinds of trees need right, left and co-dominant")
         if not 1 <= len(self.widths) <= 9 or not all(1 <= width <= 1024 for width in self.widths):
             raise InputError(f"widths is {self.widths}; give 1 to 9 numbers from 1 to 1024, for 4, 8, 16, ... pixels")
         if 4 << (len(self.widths) - 1) > self.plane_resolution:
@@ -196,6 +202,11 @@ class Generator(nn.Module):
         self.field = Decoder(c.plane_channels, c.hidden, c.mu_scale, c.start_mu, drawn=drawn)
         # One row per artery: the middle between a right and a left tree is no tree.
         self.register_buffer("w_average", torch.zeros(2, c.w_dim))
+        if c.kinds:
+            # Fitted in closed form (licag3d.train.generator_prior): share, mean and root of the covariance of codes.
+            self.register_buffer("kind_share", torch.full((2, c.kinds), 1.0 / c.kinds))
+            self.register_buffer("kind_mean", torch.zeros(2, c.kinds, c.z_dim))
+            self.register_buffer("kind_root", torch.eye(c.z_dim).expand(2, c.kinds, -1, -1).clone())
         if c.fields == "vessel+background":
             r, k = c.background_resolution, c.background_channels
             self.background_start = nn.Parameter(torch.randn(3, k, r, r) * 0.1)
@@ -226,6 +237,32 @@ class Generator(nn.Module):
         """w ``(B, w_dim)`` of codes as an encoder of trees gives them, ``(B, z_dim)``, which are no normal deviates."""
         return self.mapping(code, self._with_pose(self.label_vector(label, code), pose))
 
+    def random_codes(
+        self, z: torch.Tensor, label: torch.Tensor, chance: torch.Tensor, *, truncation: float = 1.0
+    ) -> torch.Tensor:
+        """Codes w ``(B, w_dim)`` of trees drawn at random: a mixture over the kinds of an artery.
+
+        Trees of a right, a left and a balanced coronary circulation have different branches, so that their codes
+        together are no normal density; those of each kind nearly are. :meth:`map` is the one normal density, smooth in
+        z, that fits them all: for optimising, not for drawing.
+
+        Args:
+            z: ``(B, z_dim)``, standard normal. label: as for :meth:`map`. chance: ``(B,)`` in 0..1, chooses the kind; a
+                co-dominant patient has the last kind, all others one before it.
+            truncation: 1 takes w as it is, 0 the average of the kind.
+        """
+        label = self.label_vector(label, z)
+        if not self.config.kinds:
+            return self.map(z, label, truncation=truncation)
+        index = (label[:, 1] > label[:, 0]).long()
+        share = self.kind_share[index].to(z.dtype)
+        share = torch.cat([share[:, :-1] * (1 - label[:, 2:3]), label[:, 2:3]], 1)
+        edge = share.cumsum(1) / share.sum(1, keepdim=True).clamp_min(1e-9)
+        kind = (chance[:, None] >= edge[:, :-1]).sum(1)
+        middle = self.kind_mean[index, kind]
+        w = self.map_code(middle + torch.einsum("bi,bij->bj", z, self.kind_root[index, kind]), label)
+        return w if truncation == 1.0 else torch.lerp(self.map_code(middle, label), w, truncation)
+
     def label_vector(self, label: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         """``(B, labels)`` in the type of ``like``, from that or from ``(B,)`` indices of arteries."""
         if label.ndim == 1:
@@ -251,6 +288,7 @@ class Generator(nn.Module):
         levels: int | None = None,
         detail: bool = True,
         vectors=None,
+        least_radius_mm: float = 0.0,
     ) -> torch.Tensor:
         """Planes ``(B, 3, C, R, R)`` float32, order XY, XZ, YZ.
 
@@ -259,11 +297,13 @@ class Generator(nn.Module):
                 takes the artery whose average is nearer to the first style.
             levels: of the synthesis, for a coarse start of training. detail: False leaves the convolutions out.
             vectors: what to draw, as :meth:`vectors` gives it, instead of what the styles write.
+            least_radius_mm: thinner vessels are drawn this wide, for a grid that cannot hold them.
         """
         c, first = self.config, self.config.structure
         drawn = None
         if self.structure is not None:
-            drawn = self.structure.draw_all(self.vectors(w_plus, label) if vectors is None else vectors)
+            vectors = self.vectors(w_plus, label) if vectors is None else vectors
+            drawn = self.structure.draw_all(vectors, least_radius_mm=least_radius_mm)
             contrast = self.contrast(w_plus[:, 0]).float()[:, None, :, None, None]
             drawn = torch.cat([drawn, contrast.expand(-1, 3, -1, *drawn.shape[-2:])], 2)
             if not detail:

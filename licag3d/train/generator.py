@@ -139,6 +139,7 @@ def config_of_flags(arguments):
     """
     from licag3d.models.generator import GeneratorConfig, config_of
     from licag3d.train.checkpoints import load_weights
+    from licag3d.train.generator_prior import KINDS
     from licag3d.weights import load
 
     if arguments.init != "random":
@@ -157,6 +158,7 @@ def config_of_flags(arguments):
         fields=arguments.fields,
         pose_dim=12 if arguments.pose else 0,
         own_codes=True,
+        kinds=KINDS,
     )
 
 

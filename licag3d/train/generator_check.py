@@ -67,10 +67,12 @@ class Checks:
             label = torch.zeros(1024, len(g.config.labels))
             label[:, index] = 1.0
             random = torch.Generator().manual_seed(7)
-            codes = g.map(torch.randn(1024, g.config.z_dim, generator=random), label)
-            g.w_average[index] = codes.mean(0)
+            z = torch.randn(1024, g.config.z_dim, generator=random)
+            g.w_average[index] = g.map(z, label).mean(0)
             average.generator.w_average[index] = g.w_average[index].to(average.generator.w_average.device)
-            numbers |= self._samples(g, artery, codes[:SAMPLES], part["vector"])
+            chance = torch.rand(SAMPLES, generator=random)
+            drawn = g.random_codes(z[:SAMPLES], label[:SAMPLES], chance)
+            numbers |= self._samples(g, artery, drawn, part["vector"])
         numbers |= {f"dice_{key}": float(np.mean(values)) for key, values in dice.items()}
         numbers["score"] = numbers["dice_plus"] - 0.05 * (numbers["rca_odd"] + numbers["lca_odd"])
         self.calls += 1
@@ -130,7 +132,8 @@ class Checks:
         rows = []
         for index, artery in enumerate(ARTERIES):
             label = torch.full((columns,), index)
-            planes = g.planes(g.spread(g.map(torch.randn(columns, g.config.z_dim, generator=random), label)), label)
+            z = torch.randn(columns, g.config.z_dim, generator=random)
+            planes = g.planes(g.spread(g.random_codes(z, label, torch.rand(columns, generator=random))), label)
             rows.append(g.project(planes, view, samples=256)[:, 0].float())
             numbers = self.data.number[artery][:columns]
             rows.append(torch.cat([path_mm(self.pool.tree(int(k)), view) * INSIDE_MU for k in numbers]))

@@ -6,6 +6,9 @@ makes the branches of samples too much alike. And a presence is no number: drawi
 that branches come together (no posterolateral artery without a posterior descending one). Both are missing data of a
 factor model ``x = L z + e``, with z normal: here they are drawn given everything that is known of the patient (data
 augmentation, Tanner and Wong, J Am Stat Assoc 1987), the presences beyond their thresholds.
+
+And patients of different dominance have different trees: one normal density of all has most of its trees in between.
+Each kind gets a density of its own.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import math
 
 import torch
 
-from licag3d.models.branch_table import ARTERIES
+from licag3d.models.branch_table import ARTERIES, BranchTable
 from licag3d.train.generator_vectors import PRESENCE, TreeEncoder, VectorSet, encoder_input
 
 #: Variance that an entry has beyond the factors, in units of its spread squared.
@@ -22,19 +25,26 @@ _OWN = 0.02
 #: The same of presences: with less the chain would hardly move from the deviates that it began with.
 _OWN_PRESENCE = 0.15
 _TURNS = 10
+#: Right, left and balanced dominance.
+KINDS = 3
+#: A branch that more than this share of a kind has belongs to the kind.
+_SURE = 0.98
 
 
 @torch.no_grad()
 def completed(
-    stage, data: VectorSet, artery: str, shift_mm: float, *, factors: int = 200, seed: int = 0
+    stage, data: VectorSet, artery: str, shift_mm: float, *, rows=slice(None), factors: int = 200, seed: int = 0
 ) -> torch.Tensor:
     """Vectors ``(T, size)`` in the units of the encoder, with what is unknown of each patient drawn.
 
     The presence of a branch whose parent is absent is unknown too: nobody can have it.
+
+    Args:
+        rows: patients of the artery, all by default.
     """
     random = torch.Generator().manual_seed(seed)
     table = stage.tables[artery]
-    vector, known = data.vector[artery].clone(), data.known[artery].clone()
+    vector, known = data.vector[artery][rows].clone(), data.known[artery][rows].clone()
     vector[:, 1:4] += torch.randn(len(vector), 3, generator=random) * shift_mm
     x = encoder_input(stage, artery, vector, known)
     places = list(table.offsets[:-1])
@@ -86,25 +96,87 @@ def completed(
     return x
 
 
+def kinds_of(artery: str, table: BranchTable, vector: torch.Tensor) -> torch.Tensor:
+    """Dominance of the patients ``(T,)``, 0 right, 1 left, 2 co-dominant, from the branches of one artery alone.
+
+    The right posterolateral branch means right dominance, a posterior descending one without it balance, neither left
+    dominance; on the left a posterior descending branch means left dominance, a posterolateral one without it balance.
+    """
+    names = [slot.name for slot in table.slots]
+    first, second = ("R-PLB", "R-PDA") if artery == "rca" else ("L-PDA", "L-PLB")
+    has = [vector[:, table.offsets[names.index(name)]] > 0.5 for name in (first, second)]
+    sure, otherwise = (0, 1) if artery == "rca" else (1, 0)
+    kind = torch.where(has[1], 2, otherwise)
+    return torch.where(has[0], sure, kind)
+
+
 @torch.no_grad()
 def fit_prior(generator, encoder: TreeEncoder, data: VectorSet, shift_mm: float) -> dict[str, float]:
-    """Set the mapping's own map of each artery so that random codes have the mean and covariance of patients' codes.
+    """Set what random codes are drawn from: mean and covariance of patients' codes, of each artery together (the map of
+    its own before the mapping) and of each kind of its trees.
 
     Returns:
         By artery, how far the covariance was from the unit matrix (root mean square over eigenvalues).
     """
     out = {}
-    mapping = generator.mapping
+    mapping, config = generator.mapping, generator.config
     for index, artery in enumerate(ARTERIES):
-        if len(data.number[artery]) < 2 * generator.config.z_dim:
+        if len(data.number[artery]) < 2 * config.z_dim:
             continue  # too few patients to say how codes vary: random codes stay as they are
-        x = completed(generator.structure, data, artery, shift_mm)
-        contrast = (torch.rand(len(x), 1, generator=torch.Generator().manual_seed(1)) - 0.5) * 0.58
-        codes = encoder(x, contrast, artery)[0]
+        if config.kinds:
+            fit_kinds(generator, encoder, data, shift_mm, artery)
+        codes = _encoded(encoder, completed(generator.structure, data, artery, shift_mm), artery)
         middle = codes.mean(0)
-        values, vectors = torch.linalg.eigh((codes - middle).T @ (codes - middle) / len(codes))
-        root = vectors * values.clamp_min(0).sqrt() @ vectors.T
+        root, values = _root((codes - middle).T @ (codes - middle) / len(codes))
         mapping.own[index] = root - torch.eye(len(root))
         mapping.own_shift[index] = middle
         out[artery] = float((values - 1).square().mean().sqrt())
     return out
+
+
+@torch.no_grad()
+def fit_kinds(generator, encoder: TreeEncoder, data: VectorSet, shift_mm: float, artery: str) -> None:
+    """Set mean and covariance of the codes of each kind of trees of one artery (:meth:`Generator.random_codes`).
+
+    Covariances are drawn towards that within the kinds together, which counts as ``z_dim`` patients: a rare kind has
+    fewer patients than a code has numbers.
+
+    Raises:
+        ValueError: the generator has another number of kinds.
+    """
+    stage, size, index = generator.structure, generator.config.z_dim, ARTERIES.index(artery)
+    if generator.config.kinds != KINDS:
+        raise ValueError(f"the generator has {generator.config.kinds} kinds of trees, data {KINDS}")
+    table = stage.tables[artery]
+    places = list(table.offsets[:-1])
+    kind = kinds_of(artery, table, data.vector[artery])
+    limit = -getattr(stage, f"{artery}_mean")[places] / PRESENCE
+    found = {}
+    for k in range(KINDS):
+        rows = (kind == k).nonzero()[:, 0]
+        if len(rows) < 2:
+            continue  # nobody to learn from: what is there stays, with a share of zero
+        x = completed(stage, data, artery, shift_mm, rows=rows)
+        # What the kind decides is no matter of chance: it goes a whole deviate beyond its threshold.
+        often = data.vector[artery][rows][:, places].mean(0)
+        x[:, places] = torch.where(often > _SURE, limit + 1, torch.where(often < 1 - _SURE, limit - 1, x[:, places]))
+        found[k] = _encoded(encoder, x, artery)
+    centred = torch.cat([codes - codes.mean(0) for codes in found.values()])
+    pooled = centred.T @ centred / len(centred)
+    for k in range(KINDS):
+        generator.kind_share[index, k] = len(found[k]) / len(kind) if k in found else 0.0
+        if k in found:
+            codes = found[k] - found[k].mean(0)
+            generator.kind_mean[index, k] = found[k].mean(0)
+            generator.kind_root[index, k] = _root((codes.T @ codes + size * pooled) / (len(codes) + size))[0]
+
+
+def _encoded(encoder: TreeEncoder, x: torch.Tensor, artery: str) -> torch.Tensor:
+    contrast = (torch.rand(len(x), 1, generator=torch.Generator().manual_seed(1)) - 0.5) * 0.58
+    return encoder(x, contrast, artery)[0]
+
+
+def _root(covariance: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Symmetric square root, and the eigenvalues."""
+    values, vectors = torch.linalg.eigh(covariance)
+    return vectors * values.clamp_min(0).sqrt() @ vectors.T, values

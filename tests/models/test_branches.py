@@ -118,3 +118,45 @@ def test_wrong_artery_rows_do_not_mix():
     both = stage.draw_all([(a, torch.tensor([k]), stage.vectors(w[k : k + 1], a)) for k, a in ((1, "rca"), (0, "lca"))])
     assert torch.equal(both[0], stage.draw(stage.vectors(w[:1], "lca"), "lca")[0])
     assert torch.equal(both[1], stage.draw(stage.vectors(w[1:], "rca"), "rca")[0])
+
+
+@pytest.mark.parametrize("artery", ARTERIES)
+def test_side_branches_leave_their_parent_at_full_calibre(artery):
+    """No neck between the wall of the parent and the first knot: all of the axis beyond that wall lies deep inside."""
+    stage = BranchStage(16, groups=2, hidden=8, resolution=256, box_size_mm=120.0)
+    table = stage.tables[artery]
+    tree = sample_tree(4, artery)
+    every = np.concatenate([b.points_lps_mm for b in tree.branches])
+    vector = torch.tensor(vector_of(tree, table, 0.5 * (every.min(0) + every.max(0)))[0])[None]
+    places = list(table.offsets[:-1])
+    vector[:, places] = 8 * vector[:, places] - 4
+    radius_mm = 0.5
+    for k in range(len(table.slots)):
+        vector[:, table.parts(k)[3]] = np.log(radius_mm)
+    planes = stage.draw(vector, artery)[0]
+    seen = 0
+    for k, (points, _, gate) in enumerate(stage.courses(vector, artery)):
+        if table.slots[k].parent < 0 or gate[0, 0] < 0.5:
+            continue
+        stretch = points[0, 1] - points[0, 0]
+        along = torch.linspace(float(radius_mm / stretch.norm()), 1.0, 12)[:, None]
+        found = sampled(planes[:, k : k + 1], points[0, :1] + along * stretch, 120.0)
+        assert found.min() > 0.3 * radius_mm, table.slots[k].name
+        seen += 1
+    assert seen >= 5
+
+
+def test_a_least_radius_widens_thin_vessels_alone():
+    stage = BranchStage(16, groups=2, hidden=8, resolution=128, box_size_mm=120.0)
+    table = stage.tables["rca"]
+    tree = sample_tree(2, "rca")
+    every = np.concatenate([b.points_lps_mm for b in tree.branches])
+    vector = torch.tensor(vector_of(tree, table, 0.5 * (every.min(0) + every.max(0)))[0])[None]
+    places = list(table.offsets[:-1])
+    vector[:, places] = 8 * vector[:, places] - 4
+    trunk, side = table.parts(0)[3], next(k for k, s in enumerate(table.slots) if s.name == "AM1")
+    vector[:, trunk] = np.log(1.5)
+    vector[:, table.parts(side)[3]] = np.log(0.2)
+    thin, wide = stage.draw(vector, "rca"), stage.draw(vector, "rca", least_radius_mm=0.6)
+    assert torch.equal(thin[:, :, 0], wide[:, :, 0])
+    assert wide[:, :, side].max() > thin[:, :, side].max() + 0.1

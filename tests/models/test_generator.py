@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -93,3 +95,84 @@ def test_bad_input_is_refused(generator, tmp_path):
     save_weights(tmp_path / "c.safetensors", generator, {"model": "segmentor"})
     with pytest.raises(InputError, match="no weights of a generator"):
         load_generator(str(tmp_path / "c.safetensors"))
+
+
+def test_random_codes_come_from_kinds_of_trees():
+    """The last kind for co-dominant patients alone, the others by their shares, each with a mean of its own."""
+    torch.manual_seed(0)
+    model = Generator(replace(SMALL, kinds=3))
+    with torch.no_grad():
+        model.kind_share.copy_(torch.tensor([[0.7, 0.2, 0.1], [0.5, 0.0, 0.5]]))
+        model.kind_mean += torch.arange(3.0)[:, None] * 10
+        model.kind_root.mul_(0.1)
+        seen = []
+        model.map_code, real = lambda code, label: seen.append(code) or real(code, label), model.map_code
+        z, chance = torch.randn(4000, 16), torch.rand(4000)
+        model.random_codes(z, labels_of(["rca"] * 4000, [False] * 4000), chance)
+        kind = (seen[-1].mean(1) / 10).round()
+        assert not (kind == 2).any()
+        assert (kind == 0).float().mean().item() == pytest.approx(0.7 / 0.9, abs=0.03)
+        torch.testing.assert_close(seen[-1] - 10 * kind[:, None], 0.1 * z, atol=1e-4, rtol=0)
+        model.random_codes(z, torch.ones(4000, dtype=torch.long), chance)
+        assert (seen[-1].mean(1).round() == 0).all()
+        model.random_codes(z, labels_of(["lca"] * 4000, [True] * 4000), chance)
+        assert ((seen[-1].mean(1) / 10).round() == 2).all()
+        model.map_code = real
+        label = labels_of(["rca", "rca"], [True, True])
+        average = model.random_codes(z[:2], label, chance[:2], truncation=0.0)
+        torch.testing.assert_close(average, real(model.kind_mean[[0, 0], [2, 2]], label))
+        plain = Generator(SMALL)
+        torch.testing.assert_close(plain.random_codes(z, kind.long(), chance), plain.map(z, kind.long()))
+    with pytest.raises(InputError, match="kinds"):
+        replace(SMALL, kinds=3, labels=("right", "left"))
+
+
+def test_the_embedded_weights_draw_trees_that_could_be():
+    """Same tree for the same seed, no touching branches, whole, in the box; what the seed refused did touch."""
+    from licag3d.models import samples
+    from licag3d.phantom.anatomy import overlapping_branches
+    from licag3d.vessels.tree import component_count
+
+    generator, _ = load_generator()
+    refused = 0
+    for artery in ("rca", "lca"):
+        for seed in range(6):
+            w_plus, tries = samples.drawn_code(generator, seed, artery)
+            tree = samples.written_tree(generator, w_plus, artery)
+            assert overlapping_branches(tree) is None and component_count(tree) == 1
+            assert max(abs(b.points_lps_mm).max() for b in tree.branches) < 58
+            again, _ = samples.drawn_code(generator, seed, artery)
+            assert torch.equal(again, w_plus)
+            if tries > 1:
+                first, _ = samples.drawn_code(generator, seed, artery, most_tries=1)
+                assert overlapping_branches(samples.written_tree(generator, first, artery)) is not None
+                refused += 1
+    assert refused
+
+
+@pytest.mark.parametrize("artery", ["rca", "lca"])
+def test_drawn_codes_have_the_branches_of_their_kind(artery):
+    from licag3d.train.generator_prior import kinds_of
+
+    torch.manual_seed(0)
+    generator, _ = load_generator()
+    table = generator.structure.tables[artery]
+    label = labels_of([artery] * 300, [k % 2 == 1 for k in range(300)])
+    w = generator.random_codes(torch.randn(300, 256), label, torch.rand(300))
+    vector = generator.structure.vectors(generator.spread(w)[:, : generator.config.structure], artery)
+    kind = kinds_of(artery, table, (vector > 0).float())
+    assert (kind[1::2] == 2).float().mean() > 0.8 and (kind[::2] == 2).float().mean() < 0.1
+    assert 0.04 < (kind[::2] == 1).float().mean() < 0.25
+
+
+def test_a_tree_that_reaches_out_of_the_box_is_moved_back():
+    from licag3d.models import samples
+
+    generator, _ = load_generator()
+    w_plus, _ = samples.drawn_code(generator, 0, "rca")
+    here = samples.written_vector(generator, w_plus, "rca")
+    generator.structure.rca_mean[1] += 40.0
+    moved = samples.written_vector(generator, w_plus, "rca")
+    torch.testing.assert_close(here[:, 2:], moved[:, 2:])
+    points = torch.cat([c[0] for c, _, gate in generator.structure.courses(moved, "rca") if gate[0, 0] > 0.5])
+    assert 56.5 < points[:, 0].max() < 57.5

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -242,6 +244,69 @@ def test_what_is_unknown_of_a_patient_is_drawn_and_what_is_known_is_kept(pool):
             asked = torch.ones(len(x), dtype=torch.bool) if slot.parent < 0 else there[:, slot.parent]
             assert ((x[:, places[k]] >= limit[k] - 1e-5) == there[:, k])[asked & there[:, k]].all()
             assert (x[:, places[k]] <= limit[k] + 1e-5)[asked & ~there[:, k]].all()
+
+
+def test_the_kind_of_a_tree_is_the_dominance_of_its_patient():
+    from licag3d.models.branch_table import vector_of
+    from licag3d.phantom.anatomy import sample_patient, sample_tree
+    from licag3d.train.generator_prior import kinds_of
+
+    seen = set()
+    for seed in splits.DEVELOPMENT[:24]:
+        dominance = sample_patient(seed).dominance
+        for artery in ("rca", "lca"):
+            table = table_of(artery)
+            vector = torch.tensor(vector_of(sample_tree(seed, artery), table, (0, 0, 0))[0])[None]
+            assert ("right", "left", "co")[int(kinds_of(artery, table, vector))] == dominance
+        seen.add(dominance)
+    assert seen == {"right", "left", "co"}
+
+
+def test_codes_of_each_kind_have_its_branches(pool):
+    """Trees drawn from the fit of a kind have the branches that make it that kind."""
+    from licag3d.models.generator import Generator, GeneratorConfig
+    from licag3d.train.generator_prior import fit_kinds, kinds_of
+    from licag3d.train.generator_vectors import TreeEncoder, set_statistics, start_from_components
+
+    torch.manual_seed(0)
+    generator = Generator(GeneratorConfig(plane_resolution=64, widths=(8, 8, 8), box_size_mm=120.0, kinds=3))
+    stage = generator.structure
+    data = VectorSet(grow_trees(splits.DEVELOPMENT[:60], progress=False), stage.tables)
+    set_statistics(stage, data, 3.0)
+    encoder = TreeEncoder({a: t.size for a, t in stage.tables.items()}, 256, 256, stage.groups)
+    start_from_components(generator, encoder, data, 3.0)
+    table = stage.tables["rca"]
+    there = kinds_of("rca", table, data.vector["rca"])
+    fit_kinds(generator, encoder, data, 3.0, "rca")
+    shares = torch.bincount(there, minlength=3) / len(there)
+    torch.testing.assert_close(generator.kind_share[0], torch.where(shares * len(there) < 2, 0, shares))
+    for kind in (there.unique()).tolist():
+        if not generator.kind_share[0, kind]:
+            continue
+        z = torch.randn(200, 256)
+        codes = generator.kind_mean[0, kind] + z @ generator.kind_root[0, kind]
+        w = generator.map_code(codes, labels_of(["rca"] * 200))
+        vector = stage.vectors(generator.spread(w)[:, : stage.groups], "rca").detach()
+        vector[:, list(table.offsets[:-1])] = (vector[:, list(table.offsets[:-1])] > 0).float()
+        assert (kinds_of("rca", table, vector) == kind).float().mean() > 0.6  # of a few patients; see test_generator
+
+
+def test_torchrun_trains_with_two_processes(folder, pool):
+    """As in the documentation: two processes that meet over gloo, one run folder."""
+    script = folder / "two.py"  # the command line, with a smaller validation
+    script.write_text(
+        "import sys; from licag3d.train import generator, generator_check; from licag3d.train.__main__ import main\n"
+        "generator.VALIDATION_TREES = 6\n"
+        "generator_check.SAMPLES, generator_check.FIELDS, generator_check.SHEET_PX = 4, 2, 32\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    flags = ["generator", "--out", str(folder / "two"), *SMALL, "--steps", "2", "--validate-every", "2"]
+    done = subprocess.run([*two, *flags], capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("after 2 steps") == 1
+    steps = [json.loads(line)["step"] for line in (folder / "two" / "curves.jsonl").read_text().splitlines()]
+    assert max(steps) == 2 and (folder / "two" / "generator.safetensors").exists()
 
 
 def test_the_encoder_of_a_trained_generator_is_found_without_training(pool):
