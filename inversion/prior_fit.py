@@ -17,7 +17,7 @@ calibre, chosen anew every other step (iterated closest points, Besl and McKay 1
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -36,7 +36,7 @@ from licag3d.inversion.prior_tree import (
 )
 from licag3d.models.branch_table import ARTERIES
 from licag3d.models.generator import Generator
-from licag3d.structures import VesselTree
+from licag3d.structures import VesselEvidence, VesselTree, View
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class PriorSettings:
 
     Args:
         steps: of Adam. trial_steps: after so many only the best of the labels goes on.
+        starts: from there, with codes moved by normal deviates of ``spread`` (all but the first); the least cost wins.
         renew: nearest segments are sought anew every so many steps.
         spacing_mm: between compared points along centrelines.
         rate: step of z and deltas (no unit); place_rate_mm of the centre, mm.
@@ -61,6 +62,9 @@ class PriorSettings:
 
     steps: int = 220
     trial_steps: int = 60
+    starts: int = 1
+    spread: float = 0.5
+    seed: int = 0
     renew: int = 2
     spacing_mm: float = 1.2
     rate: float = 0.06
@@ -129,6 +133,37 @@ class _Curve:
 
 
 @dataclass(frozen=True)
+class WeakLines:
+    """Centrelines of a view, of faint vessels too, and how likely each point is one: ``chance`` ``(N,)`` in 0..1."""
+
+    chains: Chains
+    chance: np.ndarray
+
+
+def weak_lines(evidence: VesselEvidence, view: View, low: float = 0.12, high: float = 0.4) -> WeakLines:
+    """Trace what may be a vessel (hysteresis ``low``, ``high`` on the probability) with its probability.
+
+    Alone that is too much for matching; a tree that must be whole sorts it.
+    """
+    from scipy.ndimage import maximum_filter
+    from skimage.filters import apply_hysteresis_threshold
+
+    from licag3d.inversion.chains import chains_from_graph
+    from licag3d.models.centerline2d import trace_centerlines
+
+    if view.mask is not None:
+        chains = chains_from_graph(trace_centerlines(evidence, view), view.camera)
+        return WeakLines(chains, np.ones(len(chains.step_mm)))
+    mask = apply_hysteresis_threshold(evidence.probability, low, high) | evidence.mask
+    chains = chains_from_graph(trace_centerlines(replace(evidence, mask=mask), view), view.camera)
+    row, col = np.rint(chains.pixels[:, ::-1]).astype(int).T
+    chance = maximum_filter(evidence.probability, 3)[
+        np.clip(row, 0, evidence.mask.shape[0] - 1), np.clip(col, 0, evidence.mask.shape[1] - 1)
+    ]
+    return WeakLines(chains, np.clip(chance.astype(float), 0.0, 1.0))
+
+
+@dataclass(frozen=True)
 class Evidence:
     """What a fit is compared with: per view centrelines in the image (mm at the isocentre) and the camera, and
     matched points in space."""
@@ -141,26 +176,26 @@ class Evidence:
 
 
 def gather(
-    cameras: Sequence[Camera], chains: Sequence[Chains], points_mm, confidence, spacing_mm: float = 1.2
+    cameras: Sequence[Camera], chains: Sequence[Chains], points_mm, confidence, spacing_mm: float = 1.2, lines=None
 ) -> Evidence:
     """Centrelines and matched points of all views as a fit compares them.
 
     Args:
         points_mm, confidence: per view ``(N, 3)`` with NaN where unmatched and ``(N,)``, as of ``Correspondence``.
+        lines: per view centrelines (``WeakLines``) that the projected tree is compared with instead of ``chains``.
     """
     views, matched = [], []
-    for camera, chain, points, sure in zip(cameras, chains, points_mm, confidence, strict=True):
-        flat, space = [], []
-        for a, b in zip(chain.start[:-1], chain.start[1:], strict=True):
-            step = max(1, round(spacing_mm / max(float(np.median(chain.step_mm[a + 1 : b])), 1e-3))) if b - a > 1 else 1
-            rows = np.arange(a, b)
-            blocks = [block for block in np.array_split(rows, max(1, len(rows) // step)) if len(block)]
-            middle = np.array([block[len(block) // 2] for block in blocks])
-            weight = np.array([chain.weight_mm[block].sum() for block in blocks])
-            ahead, behind = np.minimum(middle + 3, b - 1), np.maximum(middle - 3, a)
+    lines = [WeakLines(chain, np.ones(len(chain.step_mm))) for chain in chains] if lines is None else lines
+    for camera, line in zip(cameras, lines, strict=True):
+        flat, chain = [], line.chains
+        for middle, behind, ahead, weight in _thinned(chain, spacing_mm):
             flat.append((chain.pixels[middle] * camera.mm_per_pixel,
                          chain.pixels[ahead] - chain.pixels[behind],
-                         np.log(chain.radius_mm[middle]), weight))  # fmt: skip
+                         np.log(chain.radius_mm[middle]), weight * line.chance[middle]))  # fmt: skip
+        views.append(_curve(flat, 2))
+    for chain, points, sure in zip(chains, points_mm, confidence, strict=True):
+        space = []
+        for middle, behind, ahead, weight in _thinned(chain, spacing_mm):
             known = np.isfinite(points[middle, 0])
             along = points[ahead] - points[behind]
             along = np.where(np.isfinite(along), along, 0.0)
@@ -168,7 +203,6 @@ def gather(
             trust = 0.15 + 0.85 * sure[middle] if len(cameras) > 1 else 0.0 * sure[middle]
             space.append((points[middle][known], along[known], np.log(chain.radius_mm[middle][known]),
                           (weight * trust)[known]))  # fmt: skip
-        views.append(_curve(flat, 2))
         matched += space
     found = _curve(matched, 3)
     middle = found.points.numpy().mean(0) if len(found.points) else np.zeros(3)
@@ -179,6 +213,17 @@ def gather(
         found,
         np.asarray(middle, float),
     )
+
+
+def _thinned(chain: Chains, spacing_mm: float):
+    """Per piece: chosen points, points behind and ahead of them, and the length that each stands for."""
+    for a, b in zip(chain.start[:-1], chain.start[1:], strict=True):
+        step = max(1, round(spacing_mm / max(float(np.median(chain.step_mm[a + 1 : b])), 1e-3))) if b - a > 1 else 1
+        rows = np.arange(a, b)
+        blocks = np.array_split(rows, max(1, len(rows) // step))
+        middle = np.array([block[len(block) // 2] for block in blocks])
+        weight = np.array([chain.weight_mm[block].sum() for block in blocks])
+        yield middle, np.maximum(middle - 3, a), np.minimum(middle + 3, b - 1), weight
 
 
 def _curve(parts, size: int) -> _Curve:
@@ -200,6 +245,7 @@ def fit_prior(
     settings: PriorSettings | None = None,
     start=None,
     labels: torch.Tensor | None = None,
+    lines: Sequence[WeakLines] | None = None,
     progress: Callable[[float, str], None] | None = None,
 ) -> PriorFit:
     """Fit the generator's tree to matched points and the centrelines of all views.
@@ -208,9 +254,10 @@ def fit_prior(
         cameras: with the scale gauge fixed (``Correspondence.cameras``), in which ``points_mm`` are given.
         start: an earlier :class:`PriorFit` to go on from (its artery is kept).
         labels: ``(B, labels)`` to try; default right and left, co-dominant or not.
+        lines: per view, of :func:`weak_lines`: faint vessels are worth their probability.
     """
     settings = settings or PriorSettings()
-    evidence = gather(cameras, chains, points_mm, confidence, settings.spacing_mm)
+    evidence = gather(cameras, chains, points_mm, confidence, settings.spacing_mm, lines)
     writers = {artery: TreeWriter(generator, artery) for artery in ARTERIES}
     if start is not None:
         groups = {start.artery: start.codes.take([0])}
@@ -243,8 +290,11 @@ def fit_prior(
         (best, codes), margin = next(iter(groups.items())), start.margin
         home_best = home[best]
         trial = int(settings.steps * 0.5)
+    if settings.starts > 1 and start is None:
+        codes, home_best = _several(codes, settings), home_best.expand(settings.starts, -1)
     codes, cost = _descend(writers[best], codes, home_best, evidence, settings, trial, settings.steps, progress)
-    return _result(generator, codes, best, evidence, margin, float(cost[0]))
+    row = int(cost.argmin())
+    return _result(generator, codes.take([row]), best, evidence, margin, float(cost[row]))
 
 
 def _labels(generator: Generator) -> torch.Tensor:
@@ -284,6 +334,16 @@ def _descend(writer: TreeWriter, codes: Codes, home, evidence, settings, first: 
         pieces = writer.segments(found, softness=softness)
         nearest = _nearest(pieces, found, evidence, settings, sigma)
         return found, _cost(pieces, found, nearest, evidence, settings, sigma) + _prior_cost(found, home, settings)
+
+
+def _several(codes: Codes, settings: PriorSettings) -> Codes:
+    """A start as it is, and others with codes moved at random: the same numbers every time."""
+    many = codes.take([0] * settings.starts)
+    source = torch.Generator().manual_seed(settings.seed)
+    noise = torch.randn(many.z.shape, generator=source) * settings.spread
+    noise[0] = 0.0
+    many.z = many.z + noise
+    return many
 
 
 def _schedule(settings: PriorSettings, step: int) -> tuple[float, float]:

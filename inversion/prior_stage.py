@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,8 +16,10 @@ from licag3d.inversion.chains import Chains
 from licag3d.inversion.completion import CompletionSettings, completed_curves
 from licag3d.inversion.prior_cost import PriorCostSettings, prior_cost
 from licag3d.inversion.prior_fit import PriorFit, PriorSettings, fit_prior
-from licag3d.inversion.several import Correspondence
 from licag3d.inversion.snapping import Snapped, SnapSettings, snap_tree
+
+if TYPE_CHECKING:
+    from licag3d.inversion.several import Correspondence
 
 #: Below this overall trust the prior is said to disagree with the views.
 DOUBTFUL_PRIOR = 0.5
@@ -56,6 +59,7 @@ def prior_stage(
     settings: PriorStageSettings | None = None,
     match: Callable[[tuple[Camera, ...], tuple], Correspondence] | None = None,
     start=None,
+    labels=None,
     progress: Callable[[float, str], None] | None = None,
 ) -> PriorStage:
     """Fit the prior to a first correspondence and use it.
@@ -65,6 +69,7 @@ def prior_stage(
         generator: of :func:`licag3d.models.generator.load_generator`, with a structure stage.
         match: called with cameras and place costs, matches again without fixing the gauge anew; None keeps ``found``.
         start: an ``Encoding`` or an earlier ``PriorFit`` to start from besides.
+        labels: ``(B, labels)`` of the arteries to try; default all.
         progress: called with the share done (0..1) and a line of text.
     """
     settings = settings or PriorStageSettings()
@@ -77,6 +82,7 @@ def prior_stage(
         generator=generator,
         settings=settings.fit,
         start=start,
+        labels=labels,
         progress=lambda share, text: tell(0.7 * share, text),
     )
     if match is not None and settings.rounds and len(found.cameras) > 1:
