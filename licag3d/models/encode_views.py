@@ -25,6 +25,8 @@ from licag3d.structures import VesselEvidence, VesselTree, View
 _RAY_MM, _ISOCENTRE_MM = 3.0, 25.0
 #: Views whose centres miss each other by more have cameras that do not fit together yet: the first view decides.
 _TOGETHER_MM = 8.0
+#: Sweeps after the first correction: later ones change little (docs/encoder.md).
+SWEEPS = 8
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,7 @@ def encode_views(
     box_center_mm=None,
     images: Sequence[np.ndarray] | None = None,
     device: str | torch.device | None = None,
+    sweeps: int = SWEEPS,
 ) -> Encoding:
     """One encoding of one to eight views of a patient.
 
@@ -100,11 +103,12 @@ def encode_views(
         artery: ``rca`` or ``lca`` where it is known; None: the likelier one.
         box_center_mm: ``(3,)`` where the centre of the box is known; the code then describes the tree about it.
         images: frames ``(rows, cols)`` 0..1, for encoders that see them (``channels`` 3).
+        sweeps: corrections of the code after the first, about 15 ms each with two views.
 
     Raises:
         InputError: no view or more than eight, cameras of another number or another size than the evidence.
     """
-    return _encode(views_or_evidence, cameras, encoder, artery, box_center_mm, images, device, each=False)[0]
+    return _encode(views_or_evidence, cameras, encoder, artery, box_center_mm, images, device, sweeps, each=False)[0]
 
 
 def encode_each(
@@ -115,11 +119,12 @@ def encode_each(
     artery: str | None = None,
     images: Sequence[np.ndarray] | None = None,
     device: str | torch.device | None = None,
+    sweeps: int = SWEEPS,
 ) -> list[Encoding]:
     """Every view by itself: whether views show the same artery (``label_probability``) of the same patient
     (:func:`tuple_consistency`). Arguments as of :func:`encode_views`.
     """
-    return _encode(views_or_evidence, cameras, encoder, artery, None, images, device, each=True)
+    return _encode(views_or_evidence, cameras, encoder, artery, None, images, device, sweeps, each=True)
 
 
 def tuple_consistency(first: Encoding, second: Encoding, *, encoder: TreeFromViews) -> float:
@@ -181,7 +186,7 @@ def shifted_code(w_plus: torch.Tensor, artery: str, shift_mm, generator) -> torc
 
 
 @torch.no_grad()
-def _encode(items, cameras, encoder, artery, box_center_mm, images, device, *, each: bool) -> list[Encoding]:
+def _encode(items, cameras, encoder, artery, box_center_mm, images, device, sweeps, *, each: bool) -> list[Encoding]:
     evidence, cameras, images = _checked(items, cameras, images, encoder, artery)
     config = encoder.config
     device = next(encoder.parameters()).device if device is None else torch.device(device)
@@ -197,7 +202,7 @@ def _encode(items, cameras, encoder, artery, box_center_mm, images, device, *, e
     out = []
     for group in groups:
         part = seen.only(group)
-        codes = encoder.read(part, chosen)
+        codes = encoder.read(part, chosen, sweeps=sweeps)
         out.append(
             _encoding(encoder, codes, part, [windows[k] for k in group], [cameras[k] for k in group], artery,
                       box_center_mm)

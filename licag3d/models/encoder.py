@@ -23,13 +23,16 @@ from torch import nn
 from licag3d.errors import InputError
 from licag3d.models.branch_table import ARTERIES, table_of
 from licag3d.models.lift import Lift
-from licag3d.models.named_update import NamedUpdate, cells_of, patients_moments
+from licag3d.models.named_update import NamedUpdate, along_courses, cells_of, patients_moments
 from licag3d.models.vit import initialise
 
 #: Raised when tensors of older files no longer mean the same.
 ENCODER_VERSION = 1
 #: Most views of one patient.
 MOST_VIEWS = 8
+#: Sweeps: how far (mm) a pixel may lie from the branch that it is named for, at first and in the end; in these units,
+#: what lies farther than ``OUTSIDE`` from every branch is none; trust in the names of the maps, and in measured places.
+SWEEP_MM, OUTSIDE, TRUST, SHARPER = (8.0, 2.5), 2.5, 0.5, 3.0
 #: Numbers that describe the camera of a view: beam, column and row direction, distances, pixel aspect.
 CAMERA_NUMBERS = 11
 
@@ -129,8 +132,11 @@ class ViewFeatures:
 
     def only(self, views) -> ViewFeatures:
         """Some of the views."""
-        names = ("tokens", "maps", "cameras", "chance", "at_mm")
-        return ViewFeatures(*(getattr(self, name)[:, views] for name in names))
+        return ViewFeatures(*(getattr(self, item.name)[:, views] for item in fields(self)))
+
+    def rows(self, rows: torch.Tensor) -> ViewFeatures:
+        """Some of the patients."""
+        return ViewFeatures(*(getattr(self, item.name)[rows] for item in fields(self)))
 
 
 @dataclass(frozen=True)
@@ -283,12 +289,15 @@ class TreeFromViews(nn.Module):
         found = self.name(features)
         return found[..., :-1], found[..., -1]
 
-    def read(self, seen: ViewFeatures, artery: torch.Tensor | None = None, *, correct: bool = True) -> Codes:
+    def read(
+        self, seen: ViewFeatures, artery: torch.Tensor | None = None, *, correct: bool = True, sweeps: int = 0
+    ) -> Codes:
         """Codes from the features of all views.
 
         Args:
             artery: ``(B,)`` int64, 0 right, 1 left; None takes the likelier one.
-            correct: whether named places correct the code; needs :meth:`attach`.
+            correct: whether named places correct the code; needs :meth:`attach`. sweeps: further corrections, for
+            which pixels are named by the nearest branch too (not in training).
         """
         c = self.config
         b, v, t, _ = seen.tokens.shape
@@ -322,7 +331,7 @@ class TreeFromViews(nn.Module):
         guess = w_plus
         if correct and self.update is not None:
             with torch.autocast(tokens.device.type, enabled=False):
-                w_plus, place_mm = self._corrected(seen, guess, place_mm, log_scale, artery)
+                w_plus, place_mm = self._corrected(seen, guess, place_mm, log_scale, artery, sweeps)
         return Codes(w_plus, spread[:, None] * delta, guess, label, tuple_code, place_mm, log_scale, log_spread)
 
     def attach(self, generator) -> None:
@@ -340,42 +349,63 @@ class TreeFromViews(nn.Module):
                 seen, codes.place_mm, codes.log_scale, window_mm=self.config.window_mm, box_size_mm=box_size_mm
             )
 
-    def _corrected(self, seen: ViewFeatures, guess, place_mm, log_scale, artery):
-        c, stage = self.config, getattr(self, "_stage", None)
+    def _corrected(self, seen: ViewFeatures, guess, place_mm, log_scale, artery, sweeps: int):
+        stage = getattr(self, "_stage", None)
         if stage is None:
             raise RuntimeError("the encoder corrects codes with the generator's structure stage: call attach first")
         new_code, new_place = guess.clone(), place_mm.clone()
-        for index, name in enumerate(ARTERIES):
+        for index in range(len(ARTERIES)):
             rows = (artery == index).nonzero()[:, 0]
             if not len(rows):
                 continue
-            views = seen.cameras.shape[1]
-            chance = seen.chance[rows].flatten(0, 1)
-            best = chance.topk(min(c.cells, chance.shape[1]), dim=1).indices
-            pixels = seen.maps[rows].flatten(0, 1).flatten(2).transpose(1, 2).float()
-            pixels = pixels.gather(1, best[..., None].expand(-1, -1, pixels.shape[2]))
-            at = seen.at_mm[rows].flatten(0, 1).gather(1, best[..., None].expand(-1, -1, 2))
-            logits, share = self.names(pixels)
-            first = sum(self.slots[:index])
-            own = [*range(first, first + self.slots[index]), sum(self.slots)]
-            names = torch.softmax(logits[..., own], -1)[..., :-1]
-            measured, precision = self.update.measure(names, torch.sigmoid(share), chance.gather(1, best), at)
-            shape = (len(rows), views)
-            written = stage.courses(stage.vectors(guess[rows, : c.structure], name), name)
-            code, shift = self.update(
-                self.update.places(written),
-                measured.unflatten(0, shape),
-                precision.unflatten(0, shape),
-                seen.cameras[rows],
-                place_mm[rows],
-                log_scale[rows],
-                name,
+            code, shift = self._corrections(
+                seen.rows(rows), guess[rows], place_mm[rows], log_scale[rows], index, sweeps
             )
-            code = code.unflatten(1, (c.structure + 1, c.w_dim))
-            rest = code[:, -1:].expand(-1, c.styles - c.structure, -1)
-            new_code = new_code.index_add(0, rows, torch.cat([code[:, :-1], rest], 1))
+            new_code = new_code.index_add(0, rows, code)
             new_place = new_place.index_add(0, rows, shift)
         return new_code, new_place
+
+    def _corrections(self, seen: ViewFeatures, guess, place_mm, log_scale, index: int, sweeps: int):
+        """What is to be added to codes and places of patients of one artery."""
+        c, name, stage = self.config, ARTERIES[index], self._stage
+        shape = seen.chance.shape[:2]
+        chance = seen.chance.flatten(0, 1)
+        best = chance.topk(min(c.cells, chance.shape[1]), dim=1).indices
+        chance = chance.gather(1, best)
+        pixels = seen.maps.flatten(0, 1).flatten(2).transpose(1, 2).float()
+        pixels = pixels.gather(1, best[..., None].expand(-1, -1, pixels.shape[2]))
+        at = seen.at_mm.flatten(0, 1).gather(1, best[..., None].expand(-1, -1, 2))
+        logits, share = self.names(pixels)
+        first = sum(self.slots[:index])
+        own = [*range(first, first + self.slots[index]), sum(self.slots)]
+        logits = torch.log_softmax(logits[..., own], -1)
+        measured, precision = self.update.measure(logits.exp()[..., :-1], torch.sigmoid(share), chance, at)
+        start = stage.courses(stage.vectors(guess[:, : c.structure], name), name)
+        like = (seen.cameras, place_mm, log_scale, name)
+        origin = (self.update.places(start), place_mm)
+        code, shift = self.update(origin[0], measured.unflatten(0, shape), precision.unflatten(0, shape), *like)
+        for sweep in range(sweeps):
+            # Where along a branch a pixel lies, its nearest point tells better than the maps once the tree is near.
+            now = guess + self._all_styles(code)
+            courses = stage.courses(stage.vectors(now[:, : c.structure], name), name)
+            place = place_mm + shift
+            away, shares = along_courses(courses, seen.cameras, place, log_scale, at.unflatten(0, shape))
+            reach = max(SWEEP_MM[1], SWEEP_MM[0] * 0.7**sweep)
+            gate = torch.cat([g for _, _, g in courses], 1)[:, None, None]
+            near = -0.5 * (away / reach).square() + gate.clamp_min(1e-3).log()
+            near = torch.cat([near, near.new_full((*near.shape[:-1], 1), -0.5 * OUTSIDE**2)], -1).flatten(0, 1)
+            names = torch.softmax(TRUST * logits + near, -1)[..., :-1]
+            measured, precision = self.update.measure(names, shares.flatten(0, 1), chance, at)
+            code, shift = self.update(
+                self.update.places(courses), measured.unflatten(0, shape), SHARPER * precision.unflatten(0, shape),
+                seen.cameras, place, log_scale, name, origin=origin,
+            )  # fmt: skip
+        return self._all_styles(code), shift
+
+    def _all_styles(self, code: torch.Tensor) -> torch.Tensor:
+        c = self.config
+        code = code.unflatten(1, (c.structure + 1, c.w_dim))
+        return torch.cat([code[:, :-1], code[:, -1:].expand(-1, c.styles - c.structure, -1)], 1)
 
     def same_patient_probability(self, first: torch.Tensor, second: torch.Tensor, artery: int) -> torch.Tensor:
         """Probability that two tuple codes ``(..., tuple_dim)`` are of one patient, both showing this artery."""

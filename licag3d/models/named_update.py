@@ -75,15 +75,19 @@ class NamedUpdate(nn.Module):
 
         Args:
             names: ``(N, M, slots)`` probabilities of the branches in each cell. share: ``(N, M)`` along the branch.
-            chance: ``(N, M)`` how much vessel a cell shows. at_mm: ``(N, M, 2)`` where.
+            chance: ``(N, M)`` how much vessel a cell shows. at_mm: ``(N, M, 2)`` where. ``share`` may also be
+            ``(N, M, slots)``, along each branch.
         """
         weight = names * chance[..., None]
-        hats = _hats(share, self.stretches, normal=False)  # (N, J, M)
         x, y = at_mm.unbind(-1)
-        # Squares in units of the window: single precision must hold the differences.
         facts = torch.stack([torch.ones_like(x), x, y, x * x + y * y], 1)  # (N, 4, M)
-        both = (hats[:, :, None] * facts[:, None]).flatten(1, 2)  # (N, 4 J, M)
-        sums = (both @ weight).unflatten(1, (self.stretches, 4)).permute(0, 3, 1, 2).flatten(1, 2)  # (N, slots J, 4)
+        if share.ndim == 3:
+            hats = _hats(share.transpose(1, 2), self.stretches, normal=False)  # (N, slots, J, M)
+            sums = ((hats * weight.transpose(1, 2)[:, :, None]) @ facts.transpose(1, 2)[:, None]).flatten(1, 2)
+        else:
+            hats = _hats(share, self.stretches, normal=False)  # (N, J, M)
+            both = (hats[:, :, None] * facts[:, None]).flatten(1, 2)  # (N, 4 J, M)
+            sums = (both @ weight).unflatten(1, (self.stretches, 4)).permute(0, 3, 1, 2).flatten(1, 2)
         mass = sums[..., 0]
         mean = sums[..., 1:3] / mass.clamp_min(1e-4)[..., None]
         scatter = (sums[..., 3] / mass.clamp_min(1e-4) - mean.square().sum(-1)).clamp_min(0)
@@ -108,13 +112,18 @@ class NamedUpdate(nn.Module):
         place_mm: torch.Tensor,
         log_scale: torch.Tensor,
         artery: str,
+        *,
+        origin: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Corrections of codes ``(B, codes * w_dim)`` and of the place in each view ``(B, V, 2)`` mm.
 
         Args:
             places: ``(B, K, 3)`` of the guessed code, mm. seen_mm: ``(B, V, K, 2)``; precision: ``(B, V, K)``, 0 for
                 what is not seen. cameras: ``(B, V, 11)``. place_mm, log_scale: ``(B, V, 2)``, ``(B, V)`` as guessed.
+            origin: ``places`` and ``place_mm`` of the first guess where this one is a later one: the corrections are
+            then those of the first guess, projected as at the later one (an iterated Kalman step).
         """
+        apart = None if origin is None else (places - origin[0], place_mm - origin[1])
         b, v = seen_mm.shape[:2]
         # The best seen places alone: the work grows with the third power of their number.
         most = min(self.most, places.shape[1])
@@ -131,7 +140,11 @@ class NamedUpdate(nn.Module):
         # Axes along and across the vessel as it is predicted in each view.
         along = F.normalize(torch.einsum("bvkai,bki->bvka", slope.detach(), ways.detach()) + 1e-6, dim=-1)
         turn = torch.stack([along, torch.stack([-along[..., 1], along[..., 0]], -1)], -2)  # (B, V, K, 2, 2)
-        off = (turn @ (seen_mm - predicted)[..., None])[..., 0]
+        left = seen_mm - predicted
+        if apart is not None:
+            moved = apart[0].gather(1, best[..., None].expand(-1, -1, 3))
+            left = left + torch.einsum("bvkai,bki->bvka", slope, moved) + apart[1][:, :, None]
+        off = (turn @ left[..., None])[..., 0]
         slope = turn @ slope
         share = torch.stack([(-2 * self.log_slide).exp(), torch.ones_like(self.log_slide)])
         precision = precision[..., None] * share  # (B, V, K, 2)
@@ -139,7 +152,8 @@ class NamedUpdate(nn.Module):
         diagonal = covariance.diagonal(dim1=1, dim2=2).unflatten(1, (k, 3)).sum(2)[:, None] / 1.5
         place2 = (2 * self.log_place_mm).exp()
         allowed = diagonal[..., None] + place2 + 1 / precision.clamp_min(1e-3)
-        far = (off.square() / allowed).sum(-1, keepdim=True)
+        here = off if origin is None else (turn @ (seen_mm - predicted)[..., None])[..., 0]
+        far = (here.square() / allowed).sum(-1, keepdim=True)
         root = (precision / (1 + far / (2 * self.log_outlier).exp())).clamp_min(1e-12).sqrt()  # (B, V, K, 2)
         slope = (root[..., None] * slope).permute(0, 1, 3, 2, 4).reshape(b, 2 * v, k, 3)  # rows: view and axis
         # The measurement matrix has one place per row; written out it makes two plain products of matrices.
@@ -163,6 +177,20 @@ class NamedUpdate(nn.Module):
         everywhere = torch.zeros(b, getattr(self, f"{artery}_cov").shape[0], dtype=back.dtype, device=back.device)
         code = prior * everywhere.scatter(1, axes, back) @ getattr(self, f"{artery}_gain").T
         return code, shift
+
+
+def along_courses(courses, cameras, place_mm, log_scale, at_mm: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Distance ``(B, V, M, slots)`` in mm of points ``at_mm`` ``(B, V, M, 2)`` of the windows from each branch as the
+    views show it, and the share ``(B, V, M, slots)`` of its length where it is nearest.
+    """
+    distances, shares = [], []
+    for points, _, _ in courses:
+        seen, _ = project(points, cameras, place_mm, log_scale)
+        away = torch.cdist(at_mm, seen)
+        least = away.min(3)
+        distances.append(least.values)
+        shares.append(least.indices.to(at_mm.dtype) / (points.shape[1] - 1))
+    return torch.stack(distances, -1), torch.stack(shares, -1)
 
 
 def project(points: torch.Tensor, cameras: torch.Tensor, place_mm: torch.Tensor, log_scale: torch.Tensor):
