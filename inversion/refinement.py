@@ -31,7 +31,7 @@ from licag3d.inversion.refinement_profiles import (
     ViewPoints,
     measure,
     profile_image,
-    tree_path_mm,
+    shadows,
     view_points,
 )
 from licag3d.inversion.refinement_radius import robust_trend
@@ -40,6 +40,10 @@ from licag3d.vessels.tree import arc_length_mm, flatten_tree
 
 #: Coronary arteries bend with radii of about 1 / BEND_PER_MM mm over stretches of BEND_LENGTH_MM.
 BEND_PER_MM, BEND_LENGTH_MM = 0.12, 4.0
+#: Width or contrast over what the vessel was thought to have, from which another vessel is suspected.
+EXCESS = 1.3
+#: What is seen of it reaches this far along the vessel, mm.
+BESIDE_MM = 1.5
 #: No vessel thinner than this is delivered, mm.
 LEAST_RADIUS_MM = 0.2
 
@@ -54,7 +58,7 @@ class RefinementSettings:
         along_mm: profiles are averaged along the vessel with this standard deviation.
         centre_sigma_px: standard deviation of a measured middle.
         least_explained: profiles of which less is explained are not used.
-        anchor_mm: how far a point may go per round where no image holds it (standard deviation).
+        anchor_mm: how far a point may go from where it was, where no image holds it (standard deviation).
         camera_sigma_mm: how far a view may be off across the epipolar planes; 0 leaves the cameras as they are.
         width_sigma: standard deviation of a half width, px, read from line integrals and from the outline of a mask.
         contrast_sigma: standard deviation of the log radius from contrast, for learned line integrals and for those
@@ -68,7 +72,7 @@ class RefinementSettings:
     along_mm: float = 0.7
     centre_sigma_px: float = 0.3
     least_explained: float = 0.5
-    anchor_mm: float = 0.5
+    anchor_mm: float = 0.7
     camera_sigma_mm: float = 0.3
     width_sigma: tuple[float, float] = (0.25, 0.12)
     contrast_sigma: tuple[float, float] = (0.09, 0.3)
@@ -200,6 +204,17 @@ class _Lines:
         matrix = block_diag(blocks, format="csr")
         return lambda values: matrix @ values
 
+    def widest(self, values: np.ndarray) -> np.ndarray:
+        """Largest of ``(N,)`` values among the points within :data:`BESIDE_MM` along the branch."""
+        from scipy.ndimage import maximum_filter1d
+
+        out = np.empty_like(values)
+        for span in self.spans():
+            line = self.points[span]
+            step = arc_length_mm(line)[-1] / max(len(line) - 1, 1)
+            out[span] = maximum_filter1d(values[span], 2 * int(np.ceil(BESIDE_MM / max(step, 0.1))) + 1)
+        return out
+
     def moved(self, points, seen: list[ViewPoints], found: list[Measured], cameras, move_cameras: bool):
         """Points after one joint least-squares step, and the shift of every view across the epipolar planes, mm."""
         from scipy.sparse import coo_matrix
@@ -224,8 +239,9 @@ class _Lines:
         for k, (view, what) in enumerate(zip(seen, found, strict=True)):
             use = np.flatnonzero(what.explained > settings.least_explained)
             miss = what.shift_px[use]
-            # Cauchy: a middle that is far off is more likely another vessel than a large error.
-            robust = 1.0 / (1.0 + (miss / (1.0 + 0.5 * what.width_px[use])) ** 2)
+            # Cauchy: a middle far from where the vessel was thought to be is more likely that of another vessel.
+            gone = miss + ((points - self.points)[use] * view.gradient[use]).sum(1)
+            robust = 1.0 / (1.0 + (gone / (1.5 + 0.7 * what.width_px[use])) ** 2)
             sigma = np.hypot(settings.centre_sigma_px, what.shift_sigma_px[use])
             weight = np.sqrt(robust * share[use]) / sigma
             columns, factors = index[use], view.gradient[use]
@@ -237,7 +253,7 @@ class _Lines:
             self._bending(points[span], index[span], equations)
         anchor = np.sqrt(share)[:, None] / settings.anchor_mm
         for axis in range(3):
-            equations(index[:, axis : axis + 1], anchor, np.zeros(count))
+            equations(index[:, axis : axis + 1], anchor, anchor[:, 0] * (self.points - points)[:, axis])
             if len(self.joints):
                 child, parent = self.joints.T
                 tie = np.full((len(child), 1), 1.0 / 0.02)
@@ -330,10 +346,31 @@ def _look(lines: _Lines, points, radius, cameras, images) -> tuple[list[ViewPoin
     tree = lines.tree_of(points, radius)
     seen = [view_points(camera, points, tangent) for camera in cameras]
     found = [
-        measure(image, view, radius, tree_path_mm(tree, camera), average)
+        measure(image, view, radius, shadows(tree, camera), lines.spans(), average)
         for image, view, camera in zip(images, seen, cameras, strict=True)
     ]
-    return seen, found
+    return seen, [
+        _doubted(lines, view, what, radius, image.outline)
+        for image, view, what in zip(images, seen, found, strict=True)
+    ]
+
+
+def _doubted(lines: _Lines, view: ViewPoints, what: Measured, radius_mm: np.ndarray, outline: bool) -> Measured:
+    """Wider deviations where a vessel looks far wider or darker than it was thought to be: another one, which the tree
+    lacks, lies in front of it or behind. (The contrast under a given mask is too noisy to ask.)"""
+    excess = what.width_px / (radius_mm * view.px_per_mm)
+    level = 0.0 if outline else _level(view, what, np.log(radius_mm), what.explained > 0.5)
+    if level > 0:
+        darker = what.contrast * np.maximum(view.sine, LEAST_SINE) / (2 * level * radius_mm)
+        excess = np.maximum(excess, darker)
+    excess = lines.widest(excess)
+    factor = np.sqrt(1.0 + (np.maximum(excess - EXCESS, 0.0) / 0.1) ** 2)
+    return replace(
+        what,
+        shift_sigma_px=np.hypot(what.shift_sigma_px, factor - 1.0),
+        width_sigma=np.hypot(what.width_sigma, 0.05 * (factor - 1.0)),
+        contrast_sigma=np.hypot(what.contrast_sigma, 0.1 * (factor - 1.0)),
+    )
 
 
 def _shifted(cameras: tuple[Camera, ...], shift_mm: np.ndarray) -> tuple[Camera, ...]:

@@ -13,7 +13,8 @@ that vessels that cross or run beside each other do not widen one another.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -30,6 +31,10 @@ NOISE = 0.1
 SHIFT_PRIOR_PX, WIDTH_PRIOR = 1.5, 0.35
 #: Where other vessels add this share of the vessel's own contrast a sample has half its weight.
 OTHER_SCALE = 0.3
+#: Under a mask a sample counts for nothing from this share on: the mask is one either way.
+OUTLINE_OTHER = 0.02
+#: A rim is looked for this near to where it should be, px.
+SIDE_PX = 1.5
 #: Smallest half width that can be told from the smear, px.
 LEAST_RADIUS_PX = 0.5
 #: Sine of the angle between ray and vessel, below which chords say nothing.
@@ -149,18 +154,37 @@ def smeared_step(t: np.ndarray, radius: np.ndarray, width: float):
     return value, by_t, by_radius * radius
 
 
-def tree_path_mm(tree: VesselTree, camera: Camera) -> np.ndarray:
-    """Path length through the whole tree ``(rows, cols)``, mm."""
+@dataclass(frozen=True)
+class Shadows:
+    """Path lengths in one view, mm: through the whole tree ``(rows, cols)``, and through each branch alone in the part
+    of the image that it covers, as (top, left, values)."""
+
+    whole: np.ndarray
+    branches: tuple[tuple[int, int, np.ndarray], ...]
+
+
+def shadows(tree: VesselTree, camera: Camera) -> Shadows:
+    """Exact projections (:func:`licag3d.ops.project_tubes`) of a tree and of its branches one by one."""
     from licag3d.metrics.images import path_mm
 
-    return path_mm(tree, camera).astype(np.float64)
+    parts = []
+    for branch in tree.branches:
+        pixels, depth = camera.project(branch.points_lps_mm)
+        reach = float((branch.radius_mm * camera.sid_mm / depth).max()) / camera.spacing_col_mm + 2.0
+        low = np.clip(np.floor(pixels.min(0) - reach), 0, (camera.cols - 1, camera.rows - 1)).astype(int)
+        high = np.clip(np.ceil(pixels.max(0) + reach), low, (camera.cols - 1, camera.rows - 1)).astype(int) + 1
+        crop = camera.cropped(int(low[1]), int(low[0]), int(high[1] - low[1]), int(high[0] - low[0]))
+        alone = VesselTree((replace(branch, parent=None),))
+        parts.append((int(low[1]), int(low[0]), path_mm(alone, crop)))
+    return Shadows(path_mm(tree, camera), tuple(parts))
 
 
 def measure(
     image: ProfileImage,
     seen: ViewPoints,
     radius_mm: np.ndarray,
-    path_mm: np.ndarray,
+    shadow: Shadows,
+    spans: Sequence[slice],
     average,
     *,
     rounds: int = 3,
@@ -169,7 +193,7 @@ def measure(
 
     Args:
         radius_mm: ``(N,)`` where the fit starts.
-        path_mm: projection of the tree that the points belong to.
+        shadow: of the tree that the points belong to. spans: rows of each of its branches.
         average: function ``(N, K) -> (N, K)``, weighted mean along the vessels; the normal equations of neighbours
             are added up by it, since calibre and position change slowly.
     """
@@ -185,21 +209,19 @@ def measure(
         return ndimage.map_coordinates(values, [at[..., 1], at[..., 0]], order=1, mode="constant")
 
     inside = sampled(np.ones_like(image.values)) > 0.999
-    values, path = sampled(image.values), sampled(path_mm)
+    values = sampled(image.values)
     thickness = (2 * radius_mm / np.maximum(seen.sine, LEAST_SINE))[:, None]
-    own = thickness * np.sqrt(np.maximum(1.0 - (t[None] / (radius_mm * seen.px_per_mm)[:, None]) ** 2, 0.0))
-    beyond = np.abs(t)[None] > start[:, None] + 1.0
-    # Within the vessel a small excess is curvature, taper or a pixel; beyond its rim any path is another vessel.
-    other = np.maximum(path - own, 0.0) / thickness
-    other = np.where(beyond | (other > 0.25), other, 0.0)
+    other = np.maximum(sampled(shadow.whole) - _own_path(shadow, spans, at), 0.0) / thickness
     if image.outline:
-        trust = inside * (other <= 0.02)
+        trust = inside * (other <= OUTLINE_OTHER)
     else:
         trust = inside / (1.0 + (other / OTHER_SCALE) ** 2)
+    height = np.ones(len(start)) if image.outline else _first_contrast(values, t, start, inside)
+    trust *= ~_strange_side(values / height[:, None], other, t, start)
     width = np.sqrt(12.0) * image.blur_px
     shape = smeared_step if image.outline else smeared_chord
     shift, log_width, first = np.zeros(len(start)), np.log(start), np.log(start)
-    contrast = np.ones(len(start)) if image.outline else _first_contrast(values, t, start, inside)
+    contrast = height
     size = 2 if image.outline else 3
     count = size * (size + 1) // 2
     for _ in range(rounds):
@@ -245,6 +267,42 @@ def measure(
         contrast_sigma=spread[:, 0] if not image.outline else np.full(len(start), NOISE),
         explained=visible,
     )
+
+
+def _strange_side(values: np.ndarray, other: np.ndarray, t: np.ndarray, radius: np.ndarray) -> np.ndarray:
+    """Samples ``(N, T)`` on the one side of a vessel where it does not end though its other rim is where it should be:
+    a vessel that the tree lacks lies there.
+
+    Args:
+        values: profiles over their height. other: what the tree explains. radius: ``(N,)`` px.
+    """
+    row, middle = np.arange(len(radius)), len(t) // 2
+
+    def at(side: int, away: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        column = np.clip(middle + side * np.rint(away / STEP_PX).astype(int), 0, len(t) - 1)
+        return values[row, column], other[row, column]
+
+    hidden = np.zeros(values.shape, bool)
+    for side in (1, -1):
+        out, known = at(side, radius + SIDE_PX)
+        far_out, far_known = at(-side, radius + SIDE_PX)
+        far_in, _ = at(-side, np.maximum(radius - SIDE_PX, 0.6 * radius))
+        strange = (out > 0.4) & (known < 0.1) & (far_out < 0.2) & (far_known < 0.1) & (far_in > 0.2)
+        hidden |= strange[:, None] & (side * t[None] > radius[:, None] - SIDE_PX)
+    return hidden
+
+
+def _own_path(shadow: Shadows, spans: Sequence[slice], at: np.ndarray) -> np.ndarray:
+    """Path through the own branch alone at profile samples ``(N, T, 2)``."""
+    from scipy import ndimage
+
+    out = np.zeros(at.shape[:2])
+    for span, (top, left, values) in zip(spans, shadow.branches, strict=True):
+        place = at[span]
+        out[span] = ndimage.map_coordinates(
+            values, [place[..., 1] - top, place[..., 0] - left], order=1, mode="constant"
+        )
+    return out
 
 
 def _first_contrast(values: np.ndarray, t: np.ndarray, radius: np.ndarray, inside: np.ndarray) -> np.ndarray:
