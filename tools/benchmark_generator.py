@@ -4,8 +4,8 @@
     python tools/benchmark_generator.py --samples 500 --cache CACHE --json benchmarks/results/generator.json
 
 What was measured of each tree is kept in --cache, so a run can be interrupted and goes on; the references are phantom
-trees of validation seeds, on the same grid and by the same way from a field to a tree. ``--render`` measures time and
-memory of the renderer against its plain-torch twin, each in a process of its own. Text and tables: docs/capacity.md.
+trees of validation seeds, on the same grid and by the same way from a field to a tree. Speed:
+``tools/benchmark_generator_speed.py``. Text and tables: docs/capacity.md.
 """
 
 from __future__ import annotations
@@ -13,10 +13,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import resource
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -151,72 +148,43 @@ def pictures_report(mine: np.ndarray, reference: np.ndarray, cache: Path) -> dic
     return {key: asdict(value) for key, value in found.items()} | {"real": len(real), "other": len(other)}
 
 
-def consistency_report(generator, seeds: range, views: int = 36, size: int = 128, spacing_mm: float = 1.0) -> dict:
-    """``view_consistency`` of the generator from a full turn, for a few seeds; voxels of 0.5 and of ``spacing_mm``."""
+def consistency_report(generator, seeds: range, views: int = 36, size: int = 48) -> dict:
+    """Projections of the generator from a full turn against those of its baked field, ever finer voxels, some seeds.
+
+    ``same_field_X_mm`` is the relative difference (root mean square) with voxels of X mm. One field explains all views
+    when it falls with the voxels. For the first seed ``view_consistency`` too: what a reconstruction from half of the
+    views says of the other half.
+    """
     from licag3d.geometry import Cameras
+    from licag3d.models.tree_from_field import bake
 
     rows = []
+    angles = [(360 * k / views - 180, 15 * np.sin(6 * np.pi * k / views)) for k in range(views)]
+    cameras = samples.cameras_at(angles, size)
     for seed in seeds:
         artery = ARTERIES[seed % 2]
         w_plus = samples.codes(generator, [seed], artery)[0]
+        row = torch.zeros(1, dtype=torch.long)
         with torch.no_grad():
-            planes = generator.planes(w_plus[None], torch.tensor([ARTERIES.index(artery)]))
-        angles = [(360 * k / views - 180, 15 * np.sin(6 * np.pi * k / views)) for k in range(views)]
-        cameras = samples.cameras_at(angles, size)
+            written = [(artery, row, samples.written_vector(generator, w_plus, artery))]
+            planes = generator.planes(w_plus[None], torch.tensor([ARTERIES.index(artery)]), vectors=written)
 
         def render(some: list, planes=planes) -> np.ndarray:
             with torch.no_grad():
                 return generator.project(planes, Cameras.stack(some), samples=512)[0].numpy()
 
-        coarse = samples.sample_of(generator, w_plus, artery, spacing_mm=spacing_mm).volume
-        found = asdict(judge.view_consistency(render, coarse, cameras))
-        fine = samples.sample_of(generator, w_plus, artery, spacing_mm=0.5).volume
         seen = render(cameras)
-        found["same_field_0.5mm"] = float(
-            np.sqrt(np.mean((samples.line_integrals(fine, cameras) - seen) ** 2) / np.mean(seen**2))
-        )
-        rows.append({"seed": seed, "artery": artery} | found)
-    return {"views": views, "size_px": size, "spacing_mm": spacing_mm, "samples": rows}
-
-
-def render_once(kind: str, size: int, prior: str, samples_per_ray: int) -> dict:
-    """Seconds of one projection ``size x size`` and the memory it took beyond what was there, MB."""
-    from licag3d.geometry import Cameras
-    from licag3d.ops import reference, render_triplane
-
-    torch.set_num_threads(1)
-    generator, _ = load_generator(prior)
-    w_plus = samples.codes(generator, [1], "rca")
-    cameras = Cameras.stack(samples.cameras_at([(30.0, 0.0)], size))
-    renderer = render_triplane if kind == "fused" else reference.render_triplane
-    with torch.no_grad():
-        planes, decoder = generator.planes(w_plus)[0], generator.decoder()
-        options = {"box_center_mm": (0.0, 0.0, 0.0), "box_size_mm": generator.config.box_size_mm}
-        renderer(planes, decoder, Cameras.stack(samples.cameras_at([(30.0, 0.0)], 32)), samples=8, **options)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        began = time.process_time()
-        renderer(planes, decoder, cameras, samples=samples_per_ray, **options)
-        seconds = time.process_time() - began
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"kind": kind, "size_px": size, "cpu_s": seconds, "extra_mb": (after - before) / 1024}
-
-
-def render_report(prior: str, samples_per_ray: int = 256, most_mb: float = 9000) -> dict:
-    """Time and memory by size; the twin stops where it would need more than ``most_mb``, which is told."""
-    rows = []
-    for kind, sizes in (("fused", (128, 256, 512)), ("twin", (64, 128, 256, 512))):
-        for size in sizes:
-            last = rows[-1] if rows and rows[-1]["kind"] == kind else None
-            if last and last["extra_mb"] * (size / last["size_px"]) ** 2 > most_mb:
-                grown = (size / last["size_px"]) ** 2
-                rows.append({"kind": kind, "size_px": size, "not_run": f"about {last['extra_mb'] * grown:.0f} MB",
-                             "cpu_s": last["cpu_s"] * grown, "extra_mb": last["extra_mb"] * grown})  # fmt: skip
-                continue
-            command = [sys.executable, __file__, "--one-render", kind, str(size), "--prior", prior]
-            command += ["--samples-per-ray", str(samples_per_ray)]
-            answer = subprocess.run(command, check=True, capture_output=True, text=True)
-            rows.append(json.loads(answer.stdout.splitlines()[-1]))
-    return {"threads": 1, "samples_per_ray": samples_per_ray, "rows": rows}
+        found = {"seed": seed, "artery": artery}
+        for spacing_mm in (2.0, 1.0, 0.5, 0.25):
+            box_mm = generator.config.box_size_mm
+            volume = bake(planes[0], generator.decoder(), box_size_mm=box_mm, spacing_mm=spacing_mm)
+            off = samples.line_integrals(volume, cameras) - seen
+            found[f"same_field_{spacing_mm:g}_mm"] = float(np.sqrt(np.mean(off**2) / np.mean(seen**2)))
+            if spacing_mm == 1.0 and seed == seeds[0]:
+                found |= asdict(judge.view_consistency(render, volume, cameras))
+        rows.append(found)
+        print(json.dumps(found), file=sys.stderr)
+    return {"views": views, "size_px": size, "samples": rows}
 
 
 def written_report(generator, count: int, reference: int, disease: str, truncation: float) -> dict:
@@ -272,24 +240,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--disease", default="random", help="of the phantom: none or random")
     parser.add_argument("--box-mm", type=float, default=120.0, help="box of the phantom's voxels, mm")
     parser.add_argument("--consistency", type=int, default=0, metavar="N", help="samples for the view consistency")
-    parser.add_argument("--render", action="store_true", help="time and memory of the renderer")
     parser.add_argument("--sheet", type=int, default=12, help="samples on the picture sheet")
-    parser.add_argument("--one-render", nargs=2, metavar=("KIND", "PX"), help=argparse.SUPPRESS)
-    parser.add_argument("--samples-per-ray", type=int, default=256)
     arguments = parser.parse_args(argv)
-    if arguments.one_render:
-        kind, size = arguments.one_render
-        print(json.dumps(render_once(kind, int(size), arguments.prior, arguments.samples_per_ray)))
-        return 0
     report = json.loads(arguments.json.read_text("utf-8")) if arguments.json.exists() else {}
 
     def phantom(first: int) -> Callable[[int, str], samples.Sample]:
         return lambda number, artery: phantom_sample(first + number, artery, arguments.disease, arguments.box_mm)
 
     cache = arguments.cache
-    reference, pictures = collected("reference", arguments.reference, cache, phantom(REFERENCE))
-    report["reference"] = {"trees": len(reference), "disease": arguments.disease, "spacing_mm": SPACING_MM,
-                           "one_tree": judge.connected_share(facts_list(reference))[0]}  # fmt: skip
+    if arguments.samples or arguments.controls:
+        reference, pictures = collected("reference", arguments.reference, cache, phantom(REFERENCE))
+        report["reference"] = {"trees": len(reference), "disease": arguments.disease, "spacing_mm": SPACING_MM,
+                               "one_tree": judge.connected_share(facts_list(reference))[0]}  # fmt: skip
     if arguments.controls:
         report["controls"] = {}
         for how in ("", *SPOILED):
@@ -325,8 +287,6 @@ def main(argv: list[str] | None = None) -> int:
         report["generator"]["written"] = written_report(generator, *options)
     if arguments.consistency:
         report["generator"]["consistency"] = consistency_report(generator, range(arguments.consistency))
-    if arguments.render:
-        report["render"] = render_report(arguments.prior, arguments.samples_per_ray)
     write_text(arguments.json, json.dumps(report, indent=1) + "\n")
     return 0
 

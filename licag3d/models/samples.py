@@ -36,6 +36,8 @@ _EMPTY_SHARE = 0.1
 LEAST_RADIUS_VOXELS = 0.6
 #: Codes that a seed may draw; the last is taken as it is.
 MOST_TRIES = 40
+#: The field is delivered within this distance of the walls of the written vessels, mm.
+_REACH_MM = 2.0
 #: Room between vessels and the border of the box, mm.
 _ROOM_MM = 3.0
 
@@ -144,8 +146,10 @@ def sample_of(
     """The vessel field of one code ``(layers, w_dim)`` on voxels, about the isocentre.
 
     Vessels are drawn with a radius of at least ``LEAST_RADIUS_VOXELS`` voxels: what a grid cannot hold is drawn as wide
-    as it can, not in crumbs. The field is asked in two passes (``bake_function``): it is exactly 0 away from everything
-    above a tenth of the border of the lumen.
+    as it can, not in crumbs. The field is delivered within 2 mm of the written vessels, and exactly 0 elsewhere: a
+    branch that winds through all three planes can leave a ghost where different parts of it meet. Without a structure
+    stage the field is asked in two passes (``bake_function``) and is 0 away from everything above a tenth of the
+    border of the lumen.
 
     Raises:
         InputError: the device ran out of memory, or the field is not finite.
@@ -158,10 +162,11 @@ def sample_of(
     try:
         with torch.no_grad():
             label = labels_of([artery], labels=len(generator.config.labels)).to(w_plus.device)
-            vectors = None
+            vectors = near = None
             if generator.structure is not None:
                 row = torch.zeros(1, dtype=torch.long, device=w_plus.device)
                 vectors = [(artery, row, written_vector(generator, w_plus, artery))]
+                near = written_tree(generator, w_plus, artery)
             planes = generator.planes(w_plus[None], label, vectors=vectors, least_radius_mm=least_mm)[0]
             level = 0.5 * float(generator.lumen_mu_per_mm(w_plus[None])[0])
         if not (torch.isfinite(planes).all() and 0 < level < 10):
@@ -172,6 +177,8 @@ def sample_of(
             box_size_mm=generator.config.box_size_mm,
             spacing_mm=spacing_mm,
             skip_below_per_mm=_EMPTY_SHARE * level,
+            near=near,
+            reach_mm=_REACH_MM + least_mm,
         )
     except torch.cuda.OutOfMemoryError:
         raise InputError("the GPU ran out of memory; use --device cpu or a larger --spacing") from None

@@ -61,6 +61,8 @@ def bake(
     box_size_mm: float,
     spacing_mm: float = 0.5,
     skip_below_per_mm: float = 0.0,
+    near: VesselTree | None = None,
+    reach_mm: float = 2.0,
 ) -> Volume:
     """Voxels of a tri-plane field, float32 in 1/mm; see :func:`bake_function`.
 
@@ -83,6 +85,8 @@ def bake(
         box_size_mm=box_size_mm,
         spacing_mm=spacing_mm,
         skip_below=skip_below_per_mm,
+        near=near,
+        reach_mm=reach_mm,
     )
 
 
@@ -93,6 +97,8 @@ def bake_function(
     box_size_mm: float,
     spacing_mm: float = 0.5,
     skip_below: float = 0.0,
+    near: VesselTree | None = None,
+    reach_mm: float = 2.0,
 ) -> Volume:
     """Values of a field at the centres of the voxels that fill a box, float32.
 
@@ -102,6 +108,7 @@ def bake_function(
         skip_below: 0 asks for the field at every voxel. Above 0, every other voxel along each axis is asked first, and
             the rest only within two of those above this value; elsewhere 0 is written. That takes an eighth of the time
             and can lose what is smaller than two voxels and stands alone.
+        near: a tree (world LPS mm): the field is asked within ``reach_mm`` of its walls alone; elsewhere 0 is written.
 
     Raises:
         InputError: a spacing that is not positive, or that makes an absurd number of voxels.
@@ -120,11 +127,31 @@ def bake_function(
         points = np.stack([axes[0][index % count], axes[1][index // count % count], axes[2][index // count**2]], -1)
         return field(points.astype(np.float32))
 
-    wanted = _near_something(count, ask, skip_below) if skip_below > 0 else np.arange(flat.size)
+    if near is not None:
+        wanted = _near_tree(near, [axis[0] for axis in axes], step, count, reach_mm)
+    else:
+        wanted = _near_something(count, ask, skip_below) if skip_below > 0 else np.arange(flat.size)
     for start in range(0, len(wanted), _BLOCK):
         part = wanted[start : start + _BLOCK]
         flat[part] = ask(part)
     return Volume(values, (axes[0][0], axes[1][0], axes[2][0]), step)
+
+
+def _near_tree(tree: VesselTree, origin_mm: list[float], step: float, count: int, reach_mm: float) -> np.ndarray:
+    """Flat indices of the voxels within the reach of the walls of a tree (up to a voxel more)."""
+    from licag3d.vessels.tree import resample_tree
+
+    near = np.zeros((count, count, count), bool)
+    for branch in resample_tree(tree, step).branches:
+        reach = float(np.max(branch.radius_mm)) + reach_mm + step
+        side = np.arange(-int(reach / step), int(reach / step) + 1)
+        z, y, x = np.meshgrid(side, side, side, indexing="ij")
+        ball = np.stack([x, y, z], -1)[(x**2 + y**2 + z**2) * step**2 <= reach**2]
+        middle = np.round((branch.points_lps_mm - origin_mm) / step).astype(np.int64)
+        index = np.unique(middle, axis=0)[:, None] + ball
+        index = index[((index >= 0) & (index < count)).all(2)]
+        near[index[:, 2], index[:, 1], index[:, 0]] = True
+    return np.flatnonzero(near.reshape(-1))
 
 
 def _near_something(count: int, ask: Callable[[np.ndarray], np.ndarray], threshold: float) -> np.ndarray:

@@ -6,11 +6,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy.spatial import cKDTree
 
 from licag3d.errors import InputError
 from licag3d.models.tree_from_field import bake, bake_function, tree_from_field
 from licag3d.ops import query_triplane
 from licag3d.ops.triplane_decoder import TriplaneDecoder
+from licag3d.structures import Branch, VesselTree
 from licag3d.vessels.volume import Volume
 
 
@@ -84,3 +86,15 @@ def test_nothing_and_nonsense():
             bake_function(tube_field, box_size_mm=40.0, spacing_mm=spacing)
     with pytest.raises(InputError, match="larger"):
         bake_function(tube_field, box_size_mm=40.0, spacing_mm=0.01)
+
+
+def test_a_field_is_asked_near_a_tree_alone():
+    """All voxels within the reach of its walls, none a voxel's diagonal beyond it."""
+    points = np.stack([np.linspace(-9, 9, 40), np.linspace(-3, 5, 40), np.zeros(40)], 1)
+    tree = VesselTree((Branch(0, None, points, np.full(40, 1.0), "RCA"),))
+    volume = bake_function(lambda p: np.ones(len(p)), box_center_mm=(0, 0, 0), box_size_mm=24, spacing_mm=0.5,
+                           near=tree, reach_mm=2.0)  # fmt: skip
+    grid = np.stack(np.meshgrid(*[np.arange(48)] * 3, indexing="ij"), -1)[..., ::-1] * 0.5 - 11.75
+    fine = np.stack([np.interp(np.linspace(0, 39, 800), np.arange(40), axis) for axis in points.T], 1)
+    away = cKDTree(fine).query(grid.reshape(-1, 3))[0].reshape(volume.values.shape)
+    assert (volume.values[away <= 3.0] == 1).all() and (volume.values[away > 4.6] == 0).all()
