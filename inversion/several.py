@@ -15,7 +15,7 @@ from licag3d.inversion.camera_search import search_cameras
 from licag3d.inversion.chains import Chains, thinned
 from licag3d.inversion.consistency import Contrast
 from licag3d.inversion.filling import fill_gaps
-from licag3d.inversion.gauge import fix_scale
+from licag3d.inversion.gauge import Ruling, fix_scale
 from licag3d.inversion.matching import Match, PlaceCost, match_views
 from licag3d.inversion.settings import InversionSettings
 
@@ -117,12 +117,14 @@ def match_all(
     *,
     place_costs: Sequence[PlaceCost] = (),
     judge: Judge | None = None,
+    ruler: Ruling | None = None,
 ) -> Correspondence:
     """Match all views against the reference and fix the scale.
 
     Args:
         place_costs: see :func:`licag3d.inversion.matching.match_views`; places are in the frame of ``cameras``.
         judge: :func:`licag3d.models.correspondence_judge.correspondence_judge` of the evidence of all views, in order.
+        ruler: a catheter of known size in the frames, see :func:`licag3d.inversion.gauge.fix_scale`.
     """
     if len(cameras) == 1:
         return _single(cameras[0], chains[0], settings)
@@ -133,16 +135,16 @@ def match_all(
         for k, match in enumerate(matches, 1)
     ]
     everything = np.concatenate([p[np.isfinite(p[:, 0])] for match in matches for p in match.points_mm])
-    scale_from, assumptions = "the cameras as given", ()
+    scale_from, assumptions, warnings = "the cameras as given", (), ()
     fixed = tuple(cameras)
     if settings.camera_correction != "none" and len(everything):
-        gauge = fix_scale(cameras, everything)
-        fixed = gauge.cameras
+        gauge = fix_scale(cameras, everything, ruler)
+        fixed, warnings = gauge.cameras, gauge.warnings
         matches = [replace(match, points_mm=tuple(gauge.apply(p) for p in match.points_mm)) for match in matches]
         scale_from = gauge.reason
         assumptions = (
-            f"Absolute scale: {gauge.reason}; two views with an unknown table offset do not show it (one standard "
-            f"deviation {100 * gauge.sigma:.1f} %).",
+            f"Absolute scale: {gauge.reason}; {len(cameras)} views with unknown table offsets do not show it (one "
+            f"standard deviation {100 * gauge.sigma:.1f} %).",
         )
     curves: list[Curve] = []
     for k, match in enumerate(matches, 1):
@@ -155,9 +157,8 @@ def match_all(
     total = max(sum(float(w.sum()) for w in weight), 1e-9)
     matched = sum(float(w[np.isfinite(p[:, 0])].sum()) for w, p in zip(weight, shown, strict=True)) / total
     agreed = sum(float(w[s > 0.9].sum()) for w, s in zip(weight, sure, strict=True)) / total
-    warnings = ()
     if agreed < 0.5 * DOUBTFUL_SHARE:
-        warnings = (f"Both views agree on only {100 * agreed:.0f} % of the centreline: the tree is doubtful.",)
+        warnings = (*warnings, f"Both views agree on only {100 * agreed:.0f} % of the centreline: the tree is doubtful.",)
     return Correspondence(
         tuple(curves),
         fixed,
