@@ -56,6 +56,10 @@ bifurcation_error_mm | mm | lower | ts | mean distance of partners at most 5 mm 
 radius_mae_mm* | mm | lower | ts | mean absolute difference of radius between a point of P and its nearest point of T,
     where d ≤ 2 mm
 radius_bias_mm | mm | - | ts | the same with its sign: positive when P is too wide
+diameter_bias_mm* | mm | - | ts | mean of predicted less true diameter where d ≤ 1 mm and the true diameter is above
+    1.5 mm, without the stretch of a branch inside its parent's lumen; positive when P is too wide
+diameter_sd_mm* | mm | lower | ts | standard deviation of the same difference
+diameter_mae_mm | mm | lower | ts | mean absolute value of the same difference
 lesion_recall_2mm | share | higher | - | share of the true lesions where the prediction has a centreline within 2 mm,
     inside the lesion and on at least one side of it
 mld_error_mm* | mm | lower | s | mean absolute error of the minimal lumen diameter over the lesions found

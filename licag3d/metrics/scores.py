@@ -16,6 +16,7 @@ from licag3d.metrics.bifurcations import bifurcation_metrics, bifurcations
 from licag3d.metrics.branches import branch_recall, schaap_metrics
 from licag3d.metrics.cameras import camera_metrics, projection_error_mm, reprojection_mm
 from licag3d.metrics.centerline import CenterlinePoints, centerline_metrics, tree_points
+from licag3d.metrics.diameters import diameter_metrics
 from licag3d.metrics.images import TruthView, mean_views, view_scores
 from licag3d.metrics.lesions import lesion_metrics
 from licag3d.metrics.names import METRICS, is_share
@@ -61,6 +62,7 @@ def score(pred_tree: VesselTree, truth: Truth, pred_cameras: Sequence[Camera] | 
         moved, tree = alignment.apply_to(pred), alignment.apply_tree(pred_tree)
         inside = Lumen.of(moved)
         scores = centerline_metrics(moved, true) | overlap_metrics(inside, lumen)
+        scores |= diameter_metrics(tree, truth.tree)
         scores |= schaap_metrics(tree, truth.tree) | branch_recall(moved.points_lps_mm, truth.tree)
         scores |= bifurcation_metrics(alignment.apply(points_of_division[0]), points_of_division[1])
         if suffix != "_after_translation":
