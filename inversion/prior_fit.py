@@ -56,7 +56,7 @@ class PriorSettings:
         direction_mm, calibre_mm: what a right angle, and a factor e of calibre, add to a distance when points are
             compared.
         view_shift_sigma_mm: of what the camera search left of an offset, across the epipolar planes and toward the
-            detector. view_turn_sigma_deg: the same of an angle.
+            detector. view_turn_sigma_deg: the same of an angle. move_cameras: let all views but the first move.
         calibre: weight per mm of the squared log ratio of calibres.
     """
 
@@ -84,6 +84,7 @@ class PriorSettings:
     calibre: float = 0.1
     view_shift_sigma_mm: tuple[float, float] = (0.5, 3.0)
     view_turn_sigma_deg: float = 0.5
+    move_cameras: bool = True
 
 
 @dataclass(frozen=True)
@@ -316,8 +317,9 @@ def _descend(writer: TreeWriter, codes: Codes, home, evidence, settings, first: 
         share, (sigma, softness) = step / settings.steps, _schedule(settings, step)
         for group in optimizer.param_groups:
             group["lr"] = group["base"] * min(1.0, 0.02 + 1.4 * (1 - share)) * min(1.0, (step - first + 1) / 5)
-        for name in ("delta", "view_shift_mm", "view_turn_deg"):
-            values[name].requires_grad_(share >= settings.delta_from)
+        values["delta"].requires_grad_(share >= settings.delta_from)
+        for name in ("view_shift_mm", "view_turn_deg"):
+            values[name].requires_grad_(settings.move_cameras and share >= settings.delta_from)
         now = Codes(codes.label, **values)
         pieces = writer.segments(now, softness=softness)
         if nearest is None or (step - first) % settings.renew == 0:
@@ -325,6 +327,9 @@ def _descend(writer: TreeWriter, codes: Codes, home, evidence, settings, first: 
         cost = _cost(pieces, now, nearest, evidence, settings, sigma) + _prior_cost(now, home, settings)
         optimizer.zero_grad(set_to_none=True)
         cost.sum().backward()
+        for name in ("view_shift_mm", "view_turn_deg"):
+            if values[name].grad is not None:
+                values[name].grad[:, 0] = 0.0
         optimizer.step()
         if progress and step % 10 == 0:
             progress(step / settings.steps, f"prior {writer.artery}: cost {float(cost.detach().min()):.0f}")
@@ -358,13 +363,10 @@ def _prior_cost(codes: Codes, home: torch.Tensor, settings: PriorSettings) -> to
     total = total + 0.5 * (codes.turn / np.deg2rad(settings.turn_sigma_deg)).square().sum(1)
     total = total + 0.5 * (codes.log_scale / settings.scale_sigma).square()
     if codes.view_shift_mm.shape[1] > 1:
-        # The reference view keeps its place and its primary angle; along the baseline lies the scale gauge.
+        # Along the baseline lies the scale gauge: it stays. The reference view does not move at all (_descend).
         sigma = codes.view_shift_mm.new_tensor([*settings.view_shift_sigma_mm, 1e-3])
-        total = total + 0.5 * (codes.view_shift_mm[:, 1:] / sigma).square().sum((1, 2))
-        total = total + 0.5 * (codes.view_shift_mm[:, 0] / 1e-3).square().sum(1)
-        sigma = codes.view_turn_deg.new_full((codes.view_turn_deg.shape[1], 2), settings.view_turn_sigma_deg)
-        sigma[0, 0] = 1e-3
-        total = total + 0.5 * (codes.view_turn_deg / sigma).square().sum((1, 2))
+        total = total + 0.5 * (codes.view_shift_mm / sigma).square().sum((1, 2))
+        total = total + 0.5 * (codes.view_turn_deg / settings.view_turn_sigma_deg).square().sum((1, 2))
     return total
 
 

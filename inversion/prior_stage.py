@@ -15,7 +15,7 @@ from licag3d.inversion.assembly import Curve
 from licag3d.inversion.chains import Chains
 from licag3d.inversion.completion import CompletionSettings, completed_curves
 from licag3d.inversion.prior_cost import PriorCostSettings, prior_cost
-from licag3d.inversion.prior_fit import PriorFit, PriorSettings, fit_prior
+from licag3d.inversion.prior_fit import PriorFit, PriorSettings, WeakLines, fit_prior
 from licag3d.inversion.snapping import Snapped, SnapSettings, snap_tree
 
 if TYPE_CHECKING:
@@ -27,9 +27,11 @@ DOUBTFUL_PRIOR = 0.5
 
 @dataclass(frozen=True)
 class PriorStageSettings:
-    """Settings of the parts. ``rounds``: of matching with the prior as a cost (0: the first matching is kept)."""
+    """Settings of the parts. ``rounds``: of matching with the prior as a cost (0: the first matching is kept).
+    ``move_cameras``: let the fit move all views but the first."""
 
     rounds: int = 1
+    move_cameras: bool = True
     fit: PriorSettings = field(default_factory=PriorSettings)
     cost: PriorCostSettings = field(default_factory=PriorCostSettings)
     snap: SnapSettings = field(default_factory=SnapSettings)
@@ -60,6 +62,7 @@ def prior_stage(
     match: Callable[[tuple[Camera, ...], tuple], Correspondence] | None = None,
     start=None,
     labels=None,
+    lines: Sequence[WeakLines] | None = None,
     progress: Callable[[float, str], None] | None = None,
 ) -> PriorStage:
     """Fit the prior to a first correspondence and use it.
@@ -70,6 +73,7 @@ def prior_stage(
         match: called with cameras and place costs, matches again without fixing the gauge anew; None keeps ``found``.
         start: an ``Encoding`` or an earlier ``PriorFit`` to start from besides.
         labels: ``(B, labels)`` of the arteries to try; default all.
+        lines: per view, of :func:`licag3d.inversion.prior_fit.weak_lines`: faint vessels guide the fit.
         progress: called with the share done (0..1) and a line of text.
     """
     settings = settings or PriorStageSettings()
@@ -80,9 +84,10 @@ def prior_stage(
         found.points_mm,
         found.confidence,
         generator=generator,
-        settings=settings.fit,
+        settings=replace(settings.fit, move_cameras=settings.fit.move_cameras and settings.move_cameras),
         start=start,
         labels=labels,
+        lines=lines,
         progress=lambda share, text: tell(0.7 * share, text),
     )
     if match is not None and settings.rounds and len(found.cameras) > 1:
@@ -103,12 +108,20 @@ def prior_stage(
         "branches": {b.name: round(float(np.mean(t)), 2) for b, t in zip(fit.tree.branches, fit.trust, strict=True)},
     }
     return PriorStage(
-        tuple(curves), fit.cameras, replace(found, cameras=fit.cameras), fit, snapped, facts, _warnings(fit)
+        tuple(curves),
+        fit.cameras,
+        replace(found, cameras=fit.cameras),
+        fit,
+        snapped,
+        facts,
+        _warnings(fit, len(chains)),
     )
 
 
-def _warnings(fit: PriorFit) -> tuple[str, ...]:
+def _warnings(fit: PriorFit, views: int) -> tuple[str, ...]:
     said = []
+    if views == 1:
+        said.append("Depth comes from the prior alone: one view does not show it.")
     if fit.overall < DOUBTFUL_PRIOR:
         said.append(
             f"The views do not look like the coronary trees that the prior knows (it explains "

@@ -232,6 +232,8 @@ class MovingCamera:
 
     def moved(self, shift_mm: np.ndarray, turn_deg: np.ndarray) -> Camera:
         """The camera of one start, ``(3,)`` and ``(2,)``."""
+        if not np.any(shift_mm) and not np.any(turn_deg):
+            return self.camera
         offset = np.asarray(self.camera.offset_lps_mm) + np.asarray(shift_mm, float) @ self.axes.numpy()
         return replace(
             self.camera,
