@@ -402,6 +402,6 @@ def _too_wide(readings: np.ndarray, sigmas: np.ndarray) -> np.ndarray:
 
 
 def _spread(what: Measured) -> float:
-    """Root mean square of the shifts that are well measured, px."""
+    """Root mean square of the shifts that are well measured, px; 0 without any."""
     good = what.explained > 0.5
-    return float(np.sqrt((what.shift_px[good] ** 2).mean())) if good.any() else float("nan")
+    return float(np.sqrt((what.shift_px[good] ** 2).mean())) if good.any() else 0.0

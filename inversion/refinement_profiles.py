@@ -254,7 +254,8 @@ def measure(
         log_width = np.maximum(log_width + np.clip(step[:, -1], -0.3, 0.3), np.log(LEAST_RADIUS_PX))
     spread = np.sqrt(np.einsum("nii->ni", np.linalg.inv(matrix)))
     energy, left = both[:, -2:].T
-    explained = np.clip(1.0 - left / np.maximum(energy, 1e-9), 0.0, 1.0)
+    # A profile that lies outside the image, or all behind other vessels, explains nothing.
+    explained = np.clip(1.0 - left / np.maximum(energy, 1e-12), 0.0, 1.0) * (energy > 1e-3 * contrast**2)
     if image.outline:
         contrast = _contrast_inside(sampled(image.line_integral), t, shift, np.exp(log_width), trust)
     visible = explained * (seen.sine > LEAST_SINE)

@@ -178,6 +178,12 @@ def test_one_view_an_empty_tree_and_a_view_without_vessels():
     assert np.linalg.norm(nothing.points_lps_mm - true.branches[0].points_lps_mm, axis=1).max() < 0.3
     half = refine_tree(spoiled(true), CAMERAS, views, (evidence[0], blank)).tree
     assert abs(misses(half, true)[1].mean()) < 0.06
+    stub = Branch(7, 0, true.branches[0].points_lps_mm[:1], np.array([0.8]), "point")
+    away = Branch(8, None, true.branches[0].points_lps_mm + (500.0, 0, 0), true.branches[0].radius_mm, "outside")
+    more = refine_tree(VesselTree((*true.branches, stub, away)), CAMERAS, views, evidence).tree.branches
+    assert np.isfinite(more[1].radius_mm).all() and np.isfinite(more[1].points_lps_mm).all()
+    assert np.allclose(more[2].radius_mm, away.radius_mm, rtol=0.02)
+    assert abs(misses(VesselTree(more), true)[1].mean()) < 0.03
     off = refine_tree(true, CAMERAS, views, evidence, RefinementSettings(rounds=0))
     assert off.tree is true
 
