@@ -63,7 +63,7 @@ class MatchSettings:
     rounds: int = 20
     judge_price: float = 0.6
     judge_cap: float = 5.0
-    judge_none: float = 0.8
+    judge_none: float = 1.1
     judge_hand_share: float = 0.0
 
 
