@@ -1,26 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The stages of an inversion, in order: evidence, cameras, matching, field, vessels. Plain functions over one state."""
+"""The stages of an inversion: evidence, cameras, the tree (``tree_stages``), field. Plain functions over one state."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from licag3d.errors import InputError
 from licag3d.geometry import Camera
-from licag3d.inversion import pictures
-from licag3d.inversion.assembly import Assembly, assemble_tree
+from licag3d.inversion import pictures, sanity, uncertainty
 from licag3d.inversion.chains import Chains, chains_from_graph
 from licag3d.inversion.consistency import contrast_of
+from licag3d.inversion.rematching import rematch_ensemble
 from licag3d.inversion.settings import InversionSettings
-from licag3d.inversion.several import Correspondence, correct_cameras, match_all
+from licag3d.inversion.several import correct_cameras
 from licag3d.inversion.state import StageStore, fingerprint, pack_cameras, unpack_cameras
+from licag3d.inversion.tree_stages import FoundTree, find_tree, tree_pictures
 from licag3d.report.result import Reconstruction, StageRecord
 from licag3d.structures import VesselEvidence, VesselTree, View
 
 Progress = Callable[[str, float, str], None]
-STAGES = ("evidence", "cameras", "matching", "field", "vessels")
+STAGES = ("evidence", "cameras", "matching", "prior", "refinement", "field", "vessels")
 #: Less centreline than this in a view is no vessel tree.
 SHORTEST_VESSEL_MM = 15.0
 
@@ -69,29 +70,34 @@ def reconstruct(
     begin = time.perf_counter()
     evidence, chains, record_1 = _evidence_stage(run)
     cameras, facts, record_2 = _camera_stage(run, chains, evidence)
-    found, record_3 = _matching_stage(run, cameras, chains)
-    assembly = assemble_tree(list(found.curves), settings.assembly)
-    tree = assembly.tree
-    if not tree.branches:
-        raise InputError(
-            "no vessel could be matched between the views: check that they show the same artery of one patient and "
-            "that their angles are right"
-        )
-    field, cameras, metrics, record_4 = _field_stage(run, tree, found.cameras, evidence, chains)
-    tree, record_5 = _vessel_stage(run, assembly, cameras)
-    said = [*warnings, *facts["warnings"], *found.warnings, *_assembly_warnings(assembly)]
+    contrast = [contrast_of(item) for item in evidence]
+    given = tuple(view.camera for view in run.views)
+    consistent = sanity.consistency(given, cameras, chains, contrast, settings)
+    found = find_tree(run.views, evidence, chains, cameras, settings, run.progress)
+    field, cameras, metrics, record_3 = _field_stage(run, found.tree, found.cameras, evidence, chains)
+    tree, errors, record_4 = _vessel_stage(run, found, cameras, chains)
+    sure, doubts = sanity.confidence(
+        consistent,
+        tree,
+        views=len(run.views),
+        matched_share=found.found.matched_share,
+        agreed_share=found.found.agreed_share,
+    )
+    said = [*doubts, *warnings, *sanity.view_warnings(run.views, chains), *facts["warnings"], *found.warnings]
     return Reconstruction(
         views=run.views,
         cameras=cameras,
         tree=tree,
         attenuation=field,
         evidence=evidence,
-        stages=(record_1, record_2, record_3, record_4, record_5),
+        stages=(record_1, record_2, *found.records, record_3, record_4),
         metrics=metrics,
         warnings=tuple(dict.fromkeys(said)),
         assumptions=tuple(dict.fromkeys([*assumptions, *found.assumptions])),
-        scale_from=found.scale_from,
-        given_cameras=tuple(view.camera for view in run.views),
+        scale_from=found.found.scale_from,
+        given_cameras=given,
+        confidence=sure,
+        error_note=errors.sentence,
         seed=settings.seed,
         device=settings.device,
         seconds=time.perf_counter() - begin,
@@ -190,26 +196,6 @@ def _camera_stage(
     )
 
 
-def _matching_stage(
-    run: Run, cameras: tuple[Camera, ...], chains: tuple[Chains, ...]
-) -> tuple[Correspondence, StageRecord]:
-    begin = time.perf_counter()
-    run.progress("matching", 0.0, "choosing paths")
-    found = match_all(cameras, chains, run.settings)
-    share = found.matched_share
-    shown = {
-        f"View {k + 1}": pictures.match_picture(view, chain.pixels, points, sure)
-        for k, (view, chain, points, sure) in enumerate(
-            zip(run.views, chains, found.points_mm, found.confidence, strict=True)
-        )
-    }
-    note = f"{100 * share:.0f} % of the centreline matched, {100 * found.agreed_share:.0f} % agreed on by both views."
-    run.progress("matching", 1.0, note)
-    return found, StageRecord(
-        "Centreline matching", time.perf_counter() - begin, {"matching_cost": [found.cost]}, shown, note
-    )
-
-
 def _field_stage(
     run: Run,
     tree: VesselTree,
@@ -248,31 +234,28 @@ def _field_stage(
     )
 
 
-def _vessel_stage(
-    run: Run, assembly: Assembly, cameras: tuple[Camera, ...]
-) -> tuple[VesselTree, StageRecord]:
+def _vessel_stage(run: Run, found: FoundTree, cameras: tuple[Camera, ...], chains: tuple[Chains, ...]):
+    """Expected errors along the branches, and the last picture."""
     begin = time.perf_counter()
-    tree = assembly.tree
-    note = f"{len(tree.branches)} branches, {tree.length_mm:.0f} mm, {len(assembly.bridges)} gap(s) bridged."
+    settings, tree = run.settings, found.tree
+    held = replace(settings, camera_correction="none")  # the scale gauge is fixed already
+    moved = ()
+    if settings.members and len(run.views) > 1:
+        moved = rematch_ensemble(
+            found.found,
+            chains,
+            settings.match,
+            lambda cameras, chains, match: found.match(cameras, chains, replace(held, match=match)),
+            settings.members,
+            seed=settings.seed,
+            progress=lambda share, text: run.progress("vessels", share, text),
+        )
+    errors = uncertainty.point_errors(
+        tree, cameras, chains, found.found, moved, masks_given=all(view.mask is not None for view in run.views)
+    )
+    tree = uncertainty.with_errors(tree, errors)
+    named = sum(bool(branch.name) for branch in tree.branches)
+    note = f"{len(tree.branches)} branches, {named} of them named, {tree.length_mm:.0f} mm."
     run.progress("vessels", 1.0, note)
-    shown = {
-        f"View {k}": pictures.tree_picture(view, camera, tree)
-        for k, (view, camera) in enumerate(zip(run.views, cameras, strict=True), 1)
-    }
-    return tree, StageRecord("Vessel tree", time.perf_counter() - begin, {}, shown, note)
-
-
-def _assembly_warnings(assembly: Assembly) -> list[str]:
-    warnings = []
-    long = [bridge.gap_mm for bridge in assembly.bridges if bridge.gap_mm > 3.0]
-    if long:
-        warnings.append(
-            f"{len(long)} gap(s) of {min(long):.0f} to {max(long):.0f} mm between pieces of the tree were bridged by "
-            "straight lines."
-        )
-    if assembly.strays_mm:
-        listed = ", ".join(f"{length:.0f}" for length in assembly.strays_mm)
-        warnings.append(
-            f"{len(assembly.strays_mm)} short piece(s) far from the tree were left out (lengths in mm: {listed})."
-        )
-    return warnings
+    shown = tree_pictures(run.views, cameras, tree)
+    return tree, errors, StageRecord("Vessel tree", time.perf_counter() - begin, {}, shown, note)

@@ -54,13 +54,21 @@ def parser() -> Parser:
         "--prior",
         default="embedded",
         metavar="embedded|none|PATH",
-        help="learned prior; a generator of trees is embedded, but reconstruction does not use it yet: matching alone",
+        help="generator of coronary trees that completes what the views leave open: embedded (trained on synthetic "
+        "trees), none (only what both views agree on), or own weights (.safetensors of licag3d.train generator)",
     )
     made.add_argument(
         "--artery",
         choices=("auto", "lca", "rca"),
         default="auto",
-        help="artery shown; this version uses no anatomy and only records it with the command",
+        help="artery shown, for the prior; auto: the one that fits the views better",
+    )
+    made.add_argument(
+        "--skip",
+        nargs="+",
+        default=(),
+        metavar="STAGE",
+        help="stages to leave out: prior, refinement, field (the search of cameras: --camera-correction none)",
     )
     made.add_argument(
         "--quality", choices=("fast", "default", "best"), default="default", help="effort of search and refinement"
@@ -84,7 +92,8 @@ def parser() -> Parser:
         "--catheter-french",
         type=float,
         metavar="F",
-        help="catheter size in French (1/3 mm) for the absolute scale (not in this version)",
+        help="outer diameter of the catheter in the frames in French (1/3 mm), 4 to 9: its shadow then speaks on the "
+        "absolute scale, beside the assumption that the tree lies near the isocentre",
     )
     made.add_argument(
         "--resume", action="store_true", help="go on after an interrupted run with the same inputs and settings"
@@ -97,13 +106,6 @@ def parser() -> Parser:
 def main(argv: list[str]) -> int:
     """Read, reconstruct, write, and say where the files lie."""
     given = parser().parse_args(argv)
-    if given.catheter_french is not None:
-        raise InputError(
-            "--catheter-french needs the catheter finder, which this version does not have: leave it out (the tree is "
-            "then taken to lie near the isocentre)"
-        )
-    if given.prior not in ("embedded", "none"):
-        raise InputError(f"--prior {given.prior}: this version cannot load a learned prior; give none")
     from licag3d.io.atomic import check_output_folder
 
     folder = check_output_folder(given.out)
@@ -117,6 +119,10 @@ def main(argv: list[str]) -> int:
         spacing_mm=given.spacing,
         camera_correction=given.camera_correction,
         evidence=given.evidence,
+        prior=given.prior,
+        artery=given.artery,
+        skip=given.skip,
+        catheter_french=given.catheter_french,
     )
     reading = {"masks": given.masks, **geometry_of(given)}
     if given.synthesize:
@@ -130,10 +136,6 @@ def main(argv: list[str]) -> int:
     routine = {f"View {k} ({view.file}): {note}" for k, view in enumerate(views, 1) for note in view.notes}
     assumptions = [note for note in notes if "assum" in note.lower() or "derived" in note]
     warnings = [note for note in notes if note not in routine and note not in assumptions]
-    if given.prior == "embedded":
-        assumptions.append(
-            "The embedded generator of trees is not used yet: the tree comes from centreline matching alone."
-        )
     from licag3d.inversion.pipeline import reconstruct
     from licag3d.inversion.state import StageStore
     from licag3d.report.result import write_result

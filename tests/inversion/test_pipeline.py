@@ -58,12 +58,14 @@ def test_tree_is_valid_and_every_stage_left_its_trace(result):
         "Vessel evidence",
         "Camera correction",
         "Centreline matching",
+        "Prior of the tree",
+        "Vessel refinement",
         "Field refinement",
         "Vessel tree",
     ]
     assert all(stage.pictures for stage in result.stages)
     assert result.stages[1].losses["matching_cost"][-1] <= result.stages[1].losses["matching_cost"][0]
-    data = result.stages[3].losses["data"]
+    data = result.stages[5].losses["data"]
     assert len(data) == 4 and data[-1] < data[0]
     assert result.scale_from and result.assumptions
 
@@ -104,11 +106,18 @@ def test_cameras_taken_as_given(case, views):
     assert fixed.scale_from == "the cameras as given"
 
 
-def test_one_view_is_flat_and_says_so(views):
-    flat = reconstruct(views[:1], QUICK)
+def test_one_view_is_flat_without_a_prior_and_says_so(views):
+    flat = reconstruct(views[:1], replace(QUICK, prior="none"))
     points = np.concatenate([b.points_lps_mm for b in flat.tree.branches])
     assert np.ptp(points @ flat.cameras[0].frame.beam) < 2.0
     assert any("flat" in warning for warning in flat.warnings)
+
+
+def test_one_view_gets_its_depth_from_the_prior_and_says_so(views):
+    deep = reconstruct(views[:1], QUICK)
+    points = np.concatenate([b.points_lps_mm for b in deep.tree.branches])
+    assert np.ptp(points @ deep.cameras[0].frame.beam) > 10.0
+    assert any("depth" in warning for warning in deep.warnings)
 
 
 def test_three_views(case):

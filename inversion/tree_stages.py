@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From corrected cameras and traced vessels to one tree: matching, the prior, refinement."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from licag3d.errors import InputError
+from licag3d.geometry import Camera
+from licag3d.inversion import pictures
+from licag3d.inversion.assembly import Assembly, assemble_tree
+from licag3d.inversion.chains import Chains
+from licag3d.inversion.prior_fit import PriorFit
+from licag3d.inversion.settings import InversionSettings
+from licag3d.inversion.several import Correspondence, match_all
+from licag3d.report.result import StageRecord
+from licag3d.structures import VesselEvidence, VesselTree, View
+
+Progress = Callable[[str, float, str], None]
+NOTHING_MATCHED = (
+    "no vessel could be matched between the views: check that they show the same artery of one patient and that their "
+    "angles are right"
+)
+
+
+PRIOR_ASSUMED = (
+    "Where the views leave the tree open it follows a prior learned from synthetic coronary trees; branch names come "
+    "from it."
+)
+DEPTH_FROM_PRIOR = "One view does not show depth: it comes from the prior alone, and is a guess."
+
+
+@dataclass(frozen=True)
+class FoundTree:
+    """A tree and what it came from.
+
+    Args:
+        tree: named where the prior bears it. cameras: with the gauge fixed, moved by the refinement.
+        found: what the views agree on. matched: the tree of matching alone. fit: of the prior, or None.
+        match: how the views were matched, see :func:`matcher`.
+        records: one per stage.
+    """
+
+    tree: VesselTree
+    cameras: tuple[Camera, ...]
+    found: Correspondence
+    matched: Assembly
+    fit: PriorFit | None
+    match: Callable[..., Correspondence]
+    records: tuple[StageRecord, ...]
+    warnings: tuple[str, ...]
+    assumptions: tuple[str, ...]
+
+
+def find_tree(
+    views: Sequence[View],
+    evidence: Sequence[VesselEvidence],
+    chains: Sequence[Chains],
+    cameras: Sequence[Camera],
+    settings: InversionSettings,
+    progress: Progress | None = None,
+) -> FoundTree:
+    """Match the views, complete the tree by the prior, refine it against the images.
+
+    Args:
+        cameras: after the camera search; the scale gauge still open.
+        settings: ``prior`` ``none`` leaves the tree to matching alone; stages named in ``skip`` are left out.
+
+    Raises:
+        InputError: nothing can be matched, or the prior cannot be read.
+    """
+    progress = progress or (lambda *_: None)
+    match = matcher(views, evidence, settings)
+    found, record = _match(views, chains, cameras, settings, match, progress)
+    records = [record]
+    warnings, assumptions = list(found.warnings), list(found.assumptions)
+    matched = assemble_tree(list(found.curves), settings.assembly)
+    if not matched.tree.branches:
+        raise InputError(NOTHING_MATCHED)
+    tree, fit, last = matched.tree, None, matched
+    if settings.prior != "none" and "prior" not in settings.skip:
+        staged, tree, last, record = _complete(views, evidence, chains, found, settings, match, progress)
+        records.append(record)
+        found, fit = staged.found, staged.fit
+        if len(views) == 1:
+            warnings, assumptions = [DEPTH_FROM_PRIOR], []
+        warnings += [*found.warnings * (len(views) > 1), *staged.warnings]
+        assumptions.append(PRIOR_ASSUMED)
+    cameras = found.cameras
+    if "refinement" not in settings.skip:
+        tree, cameras, record = _refine(views, evidence, tree, cameras, settings, progress)
+        records.append(record)
+    warnings += assembly_warnings(last)
+    return FoundTree(tree, cameras, found, matched, fit, match, tuple(records), tuple(warnings), tuple(assumptions))
+
+
+def matcher(
+    views: Sequence[View], evidence: Sequence[VesselEvidence], settings: InversionSettings
+) -> Callable[..., Correspondence]:
+    """``match_all`` for these views, with what the images say beyond centrelines: ``(cameras, chains, settings, *,
+    place_costs=(), fix_scale=False)``. With ``fix_scale`` a catheter of known size may speak on the scale."""
+    from licag3d.models.correspondence_judge import correspondence_judge
+
+    judge = correspondence_judge(tuple(evidence), device=settings.device) if len(views) > 1 else None
+
+    def match(cameras, chains, settings, *, place_costs=(), fix_scale=False) -> Correspondence:
+        ruler = _ruler(views, evidence, settings) if fix_scale and len(views) > 1 else None
+        return match_all(cameras, chains, settings, place_costs=place_costs, judge=judge, ruler=ruler)
+
+    return match
+
+
+def _ruler(views, evidence, settings: InversionSettings):
+    if settings.catheter_french is None:
+        return None
+    from licag3d.inversion.catheter import catheter_scale, find_catheter
+
+    french = settings.catheter_french
+    catheters = [find_catheter(v, e, french, device=settings.device) for v, e in zip(views, evidence, strict=True)]
+    return lambda cameras, points: catheter_scale(catheters, cameras, points, french)
+
+
+def _match(views, chains, cameras, settings, match, progress) -> tuple[Correspondence, StageRecord]:
+    begin = time.perf_counter()
+    progress("matching", 0.0, "choosing paths")
+    found = match(cameras, chains, settings, fix_scale=True)
+    note = f"{100 * found.matched_share:.0f} % of the centreline matched, {100 * found.agreed_share:.0f} % agreed on."
+    progress("matching", 1.0, note)
+    seconds = time.perf_counter() - begin
+    shown = match_pictures(views, chains, found)
+    return found, StageRecord("Centreline matching", seconds, {"matching_cost": [found.cost]}, shown, note)
+
+
+def match_pictures(views, chains, found: Correspondence) -> dict:
+    """Per view what is matched, and how surely."""
+    return {
+        f"View {k + 1}": pictures.match_picture(view, chain.pixels, points, sure)
+        for k, (view, chain, points, sure) in enumerate(
+            zip(views, chains, found.points_mm, found.confidence, strict=True)
+        )
+    }
+
+
+def _complete(views, evidence, chains, found, settings, match, progress):
+    from licag3d.inversion.completion import name_branches
+    from licag3d.inversion.prior_fit import weak_lines
+    from licag3d.inversion.prior_stage import prior_stage
+    from licag3d.models.generator import labels_of, load_generator
+
+    begin = time.perf_counter()
+    generator, _ = load_generator("generator" if settings.prior == "embedded" else settings.prior)
+    labels = None
+    if settings.artery != "auto":
+        labels = labels_of([settings.artery] * 2, [False, True], len(generator.config.labels))
+    # The scale gauge is fixed by the first matching.
+    held = replace(settings, camera_correction="none")
+    staged = prior_stage(
+        found,
+        chains,
+        generator=generator,
+        settings=replace(settings.prior_stage, move_cameras=settings.camera_correction != "none"),
+        match=lambda cameras, costs: match(cameras, chains, held, place_costs=costs),
+        lines=[weak_lines(e, v) for e, v in zip(evidence, views, strict=True)],
+        labels=labels,
+        progress=lambda share, text: progress("prior", share, text),
+    )
+    assembly = assemble_tree(list(staged.curves), settings.assembly)
+    tree = name_branches(assembly.tree, staged.fit)
+    explained = " and ".join(f"{100 * value:.0f}" for value in staged.fit.explained)
+    artery = {"rca": "Right", "lca": "Left"}[staged.fit.artery]
+    note = f"{artery} artery; its tree explains {explained} % of the centrelines, trust {staged.fit.overall:.2f}."
+    progress("prior", 1.0, note)
+    shown = tree_pictures(views, staged.cameras, tree)
+    seconds = time.perf_counter() - begin
+    return staged, tree, assembly, StageRecord("Prior of the tree", seconds, {}, shown, note)
+
+
+def _refine(views, evidence, tree, cameras, settings, progress):
+    from licag3d.inversion.refinement import refine_tree
+
+    begin = time.perf_counter()
+    refined = refine_tree(
+        tree,
+        cameras,
+        views,
+        evidence,
+        settings.refinement,
+        progress=lambda share, text: progress("refinement", share, text),
+        move_cameras=len(cameras) > 1 and settings.camera_correction != "none",
+    )
+    note = "Centrelines and radii refined against the profiles across every vessel."
+    progress("refinement", 1.0, note)
+    shown = tree_pictures(views, refined.cameras, refined.tree)
+    rounds = refined.facts.get("centre_px", [])
+    losses = {f"middle_px_view_{k + 1}": [row[k] for row in rounds] for k in range(len(views)) if rounds}
+    return (
+        refined.tree,
+        refined.cameras,
+        StageRecord("Vessel refinement", time.perf_counter() - begin, losses, shown, note),
+    )
+
+
+def tree_pictures(views: Sequence[View], cameras: Sequence[Camera], tree: VesselTree) -> dict:
+    """The reprojected tree over every view."""
+    return {
+        f"View {k}": pictures.tree_picture(view, camera, tree)
+        for k, (view, camera) in enumerate(zip(views, cameras, strict=True), 1)
+    }
+
+
+def assembly_warnings(assembly: Assembly) -> list[str]:
+    """What was bridged and what was left out, for people."""
+    warnings = []
+    long = [bridge.gap_mm for bridge in assembly.bridges if bridge.gap_mm > 3.0]
+    if long:
+        warnings.append(
+            f"{len(long)} gap(s) of {min(long):.0f} to {max(long):.0f} mm between pieces of the tree were bridged by "
+            "straight lines."
+        )
+    if assembly.strays_mm:
+        listed = ", ".join(f"{length:.0f}" for length in assembly.strays_mm)
+        warnings.append(
+            f"{len(assembly.strays_mm)} short piece(s) far from the tree were left out (lengths in mm: {listed})."
+        )
+    return warnings
