@@ -31,16 +31,18 @@ class NamedUpdate(nn.Module):
     Args:
         codes: styles that are corrected (structure and one for all others). w_dim: size of a style.
         stretches: J per branch; the hat functions of a stretch overlap. most: places that are used, the best seen.
+        rank: directions of the covariance of places that are kept: its root is stored, for a covariance rounded to half
+            precision would no longer be positive.
     """
 
-    def __init__(self, codes: int, w_dim: int, stretches: int, most: int = 72):
+    def __init__(self, codes: int, w_dim: int, stretches: int, most: int = 72, rank: int = 160):
         super().__init__()
         self.most = most
         self.tables: dict[str, BranchTable] = {artery: table_of(artery) for artery in ARTERIES}
         self.codes, self.stretches = codes, stretches
         for artery, table in self.tables.items():
             places = 3 * len(table.slots) * stretches
-            self.register_buffer(f"{artery}_cov", torch.zeros(places, places))
+            self.register_buffer(f"{artery}_root", torch.zeros(places, min(rank, places)))
             self.register_buffer(f"{artery}_gain", torch.zeros(codes * w_dim, places))
         # Prior error of the guessed code against the spread of patients, of a place in a view (mm), of a measured place
         # (mm, and against the scatter of its pixels), pixels that a measurement needs, how far an outlier may lie.
@@ -65,7 +67,9 @@ class NamedUpdate(nn.Module):
     def set_moments(self, artery: str, codes: torch.Tensor, places: torch.Tensor) -> None:
         """Covariances of patients: codes ``(T, codes * w_dim)``, places ``(T, slots * J * 3)``."""
         code, place = codes - codes.mean(0), places - places.mean(0)
-        getattr(self, f"{artery}_cov").copy_(place.T @ place / len(place))
+        value, vector = torch.linalg.eigh(place.T @ place / len(place))
+        root = getattr(self, f"{artery}_root")
+        root.copy_((vector * value.clamp_min(0).sqrt())[:, -root.shape[1] :])
         getattr(self, f"{artery}_gain").copy_(code.T @ place / len(place))
 
     def measure(
@@ -135,7 +139,8 @@ class NamedUpdate(nn.Module):
         k = most
         axes = (3 * best[..., None] + torch.arange(3, device=best.device)).flatten(1)  # (B, 3 K)
         prior = (2 * self.log_prior[ARTERIES.index(artery)]).exp()
-        covariance = prior * getattr(self, f"{artery}_cov")[axes[:, :, None], axes[:, None]]
+        half = getattr(self, f"{artery}_root")[axes]
+        covariance = prior * half @ half.transpose(1, 2)
         predicted, slope = project(places, cameras, place_mm, log_scale)  # (B, V, K, 2), (B, V, K, 2, 3)
         # Axes along and across the vessel as it is predicted in each view.
         along = F.normalize(torch.einsum("bvkai,bki->bvka", slope.detach(), ways.detach()) + 1e-6, dim=-1)
@@ -174,7 +179,7 @@ class NamedUpdate(nn.Module):
         shift = (place2.sqrt() * moves.transpose(1, 2) @ answer[..., None]).view(b, v, 2)
         answer = answer.view(b, 2 * v, k)
         back = torch.einsum("brk,brki->bki", answer, slope).flatten(1)
-        everywhere = torch.zeros(b, getattr(self, f"{artery}_cov").shape[0], dtype=back.dtype, device=back.device)
+        everywhere = torch.zeros(b, getattr(self, f"{artery}_root").shape[0], dtype=back.dtype, device=back.device)
         code = prior * everywhere.scatter(1, axes, back) @ getattr(self, f"{artery}_gain").T
         return code, shift
 

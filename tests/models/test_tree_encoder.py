@@ -44,9 +44,9 @@ def net(generator):
     random = torch.Generator().manual_seed(1)
     with torch.no_grad():  # moments as if there were patients
         for artery in ARTERIES:
-            gain, cov = getattr(made.update, f"{artery}_gain"), getattr(made.update, f"{artery}_cov")
-            half = torch.randn(cov.shape[0], 20, generator=random)
-            cov.copy_(half @ half.T)
+            gain, root = getattr(made.update, f"{artery}_gain"), getattr(made.update, f"{artery}_root")
+            half = torch.randn(root.shape[0], 20, generator=random)
+            root[:, :20] = half
             gain.copy_(0.02 * torch.randn(gain.shape[0], 20, generator=random) @ half.T)
         for part in made.modules():
             if isinstance(part, torch.nn.Linear):
@@ -130,7 +130,7 @@ def test_gradients_reach_every_weight(generator):
     fresh = TreeFromViews(SMALL)
     set_codes(fresh, generator)
     for artery in ARTERIES:
-        getattr(fresh.update, f"{artery}_cov").copy_(torch.eye(getattr(fresh.update, f"{artery}_cov").shape[0]))
+        torch.nn.init.eye_(getattr(fresh.update, f"{artery}_root"))
         getattr(fresh.update, f"{artery}_gain").normal_(0, 0.1)
     cameras = torch.from_numpy(camera_numbers(CAMERAS[:2]))[None].expand(2, -1, -1)
     seen = fresh.see(torch.rand(2, 2, 2, 64, 64), cameras)

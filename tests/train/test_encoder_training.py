@@ -71,7 +71,7 @@ def test_a_stopped_run_goes_on_logs_every_loss_and_exports(run):
     card = json.loads((run / "tiny.json").read_text())
     assert card["model"] == "tree_encoder" and card["bytes"] < 15_000_000
     net = load_tree_encoder(str(run / "tree_encoder.safetensors"))
-    assert float(net.update.rca_cov.abs().max()) > 1 and torch.isfinite(net.same_patient).all()
+    assert float(net.update.rca_root.abs().max()) > 1 and torch.isfinite(net.same_patient).all()
 
 
 @pytest.mark.parametrize(
