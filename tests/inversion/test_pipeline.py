@@ -156,4 +156,4 @@ def test_result_is_plain_json(result, tmp_path):
     files = write_result(tmp_path / "out", result)
     summary = json.loads(files["result.json"].read_text())
     assert summary["tree"]["branches"] == len(result.tree.branches)
-    assert len(summary["stages"]) == 5
+    assert len(summary["stages"]) == 7
