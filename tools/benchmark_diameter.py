@@ -4,11 +4,11 @@
     python tools/benchmark_diameter.py --out diameter.json --cases 12
     python tools/benchmark_diameter.py --out diameter.json --cases 24 --resume
 
-Two-view phantom cases (60 degrees, offset 5 mm, angle error 1 degree, full background, disease by population shares),
-right and left in turn. Starts: ``perturbed`` is the true tree under the true cameras, its centreline wandering by 0.5
-mm (root mean square), its radii the running median over 30 mm, so that short stenoses are gone, and off by 20 %;
-``found`` is the tree of the inversion under its own cameras. Tracks: ``images`` (vessels found in the frames) and
-``masks`` (given). The file is written after every case. Definitions of the scores: docs/metrics.md.
+Two-view phantom cases (60 degrees, offset 5 mm, angle error 1 degree, full background, patients with obstructive
+disease), right and left in turn. Starts: ``perturbed`` is the true tree under the true cameras, its centreline
+wandering by 0.5 mm (root mean square), its radii the running median over 30 mm, so that short stenoses are gone, and
+off by 20 %; ``found`` is the tree of the inversion under its own cameras. Tracks: ``images`` (vessels found in the
+frames) and ``masks`` (given). The file is written after every case. Definitions of the scores: docs/metrics.md.
 """
 
 from __future__ import annotations
@@ -97,11 +97,24 @@ def main(argv: list[str]) -> int:
 def measure_case(seed: int, artery: str, arguments) -> dict:
     """Scores of one case: start and track, before and after."""
     from licag3d.inversion.refinement import refine_tree
+    from licag3d.phantom.anatomy import sample_tree
+    from licag3d.phantom.disease import sample_disease
     from licag3d.phantom.simulate_case import simulate_case
 
-    size = arguments.size
-    case = simulate_case(seed, artery, separation_deg=60.0, offset_mm=5.0, angle_error_deg=1.0, background="full",
-                         disease="random", rows=size, cols=size, held_out=1)  # fmt: skip
+    # Obstructive disease, so that there are stenoses to measure: by population shares most arteries have none.
+    tree, lesions = sample_disease(seed, artery, sample_tree(seed, artery), extent="obstructive")
+    case = simulate_case(
+        seed,
+        artery,
+        tree=tree,
+        separation_deg=60.0,
+        offset_mm=5.0,
+        angle_error_deg=1.0,
+        background="full",
+        rows=arguments.size,
+        cols=arguments.size,
+    )
+    case = replace(case, lesions=lesions)
     result: dict[str, dict] = {}
     for track in arguments.tracks:
         views, evidence = read_case(case, track)
