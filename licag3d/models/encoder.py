@@ -32,7 +32,7 @@ ENCODER_VERSION = 1
 MOST_VIEWS = 8
 #: Sweeps: how far (mm) a pixel may lie from the branch that it is named for, at first and in the end; in these units,
 #: what lies farther than ``OUTSIDE`` from every branch is none; trust in the names of the maps, and in measured places.
-SWEEP_MM, OUTSIDE, TRUST, SHARPER = (8.0, 2.5), 2.5, 0.5, 3.0
+SWEEP_MM, OUTSIDE, TRUST, SHARPER = (3.5, 1.5), 2.0, 1.0, 4.0
 #: Numbers that describe the camera of a view: beam, column and row direction, distances, pixel aspect.
 CAMERA_NUMBERS = 11
 

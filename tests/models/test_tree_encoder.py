@@ -23,6 +23,7 @@ from licag3d.models.encoder import (
     tree_encoder_config,
 )
 from licag3d.models.generator import load_generator
+from licag3d.models.lift import with_residual
 from licag3d.models.named_update import NamedUpdate, cells_of, project
 from licag3d.models.view_windows import camera_numbers, cut_window, plane_mm, plane_pixels
 from licag3d.structures import VesselEvidence
@@ -309,3 +310,39 @@ def test_weights_come_back_from_a_file_and_strange_files_are_refused(net, tmp_pa
         tree_encoder_config({"model": "tree_encoder", "config": {**config_facts(SMALL), "version": 99}}, "x")
     with pytest.raises(InputError, match="cannot be read"):
         load_tree_encoder(str(tmp_path / "missing.safetensors"))
+
+
+def test_the_angiogram_encoder_can_be_one_more_level():
+    torch.manual_seed(0)
+    net = TreeFromViews(replace(SMALL, start="vasomim"))
+    windows, numbers = torch.rand(1, 2, 2, 64, 64), torch.rand(1, 2, CAMERA_NUMBERS)
+    frozen = encoding.frozen_tokens(net, windows)
+    assert frozen.shape == (1, 2, 192, 8, 8)
+    one, two = (net.see(windows, numbers, x).tokens for x in (frozen, 0 * frozen))
+    assert not torch.allclose(one, two)
+    assert not any("angiogram" in key for key in net.state_dict())
+    with pytest.raises(InputError, match="needs the tokens of the angiogram encoder"):
+        net.see(windows, numbers)
+
+
+def test_a_lifted_residual_begins_at_zero_and_sees_where_views_agree():
+    torch.manual_seed(0)
+    net = TreeFromViews(replace(SMALL, lifted=2, planes=4))
+    cameras = torch.from_numpy(camera_numbers(CAMERAS[:2]))[None]
+    windows = torch.zeros(1, 2, 2, 64, 64)
+    windows[:, :, 0, 30:34, 30:34] = 1.0  # something in the middle of both views
+    seen = net.see(windows, cameras)
+    codes = replace(net.read(seen, torch.tensor([0]), correct=False), place_mm=torch.zeros(1, 2, 2),
+                    log_scale=torch.zeros(1, 2))  # fmt: skip
+    assert float(net.residual(seen, codes, 120.0).detach().abs().max()) == 0
+    torch.nn.init.normal_(net.lift.last.weight)
+    with torch.no_grad():
+        planes = net.residual(seen, codes, 120.0)
+        empty = net.residual(net.see(0 * windows, cameras), codes, 120.0)
+    changed = (planes - empty).abs().sum(2)[0]
+    assert planes.shape == (1, 3, 4, 96, 96)
+    for plane in changed:
+        row, col = divmod(int(plane.argmax()), 96)
+        assert abs(row - 47.5) < 14 and abs(col - 47.5) < 14
+    large = with_residual(torch.zeros(1, 3, 4, 192, 192), planes)
+    assert large.shape == (1, 3, 4, 192, 192) and float(large.abs().max()) > 0
