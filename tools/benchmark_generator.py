@@ -148,12 +148,12 @@ def pictures_report(mine: np.ndarray, reference: np.ndarray, cache: Path) -> dic
     return {key: asdict(value) for key, value in found.items()} | {"real": len(real), "other": len(other)}
 
 
-def consistency_report(generator, seeds: range, views: int = 36, size: int = 48) -> dict:
+def consistency_report(generator, seeds: range, views: int = 36, size: int = 32) -> dict:
     """Projections of the generator from a full turn against those of its baked field, ever finer voxels, some seeds.
 
     ``same_field_X_mm`` is the relative difference (root mean square) with voxels of X mm. One field explains all views
-    when it falls with the voxels. For the first seed ``view_consistency`` too: what a reconstruction from half of the
-    views says of the other half.
+    when it falls with the voxels. Voxels of 0.25 mm for the first two alone, for their size; for the first
+    ``view_consistency`` too: what a reconstruction from half of the views says of the other half.
     """
     from licag3d.geometry import Cameras
     from licag3d.models.tree_from_field import bake
@@ -175,7 +175,7 @@ def consistency_report(generator, seeds: range, views: int = 36, size: int = 48)
 
         seen = render(cameras)
         found = {"seed": seed, "artery": artery}
-        for spacing_mm in (2.0, 1.0, 0.5, 0.25):
+        for spacing_mm in (2.0, 1.0, 0.5, 0.25) if seed in seeds[:2] else (2.0, 1.0, 0.5):
             box_mm = generator.config.box_size_mm
             volume = bake(planes[0], generator.decoder(), box_size_mm=box_mm, spacing_mm=spacing_mm)
             off = samples.line_integrals(volume, cameras) - seen

@@ -65,6 +65,20 @@ def test_shapes_and_gradients(generator):
         assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
 
 
+def test_the_background_field_is_added_and_asked_for(generator):
+    """A field of its own: other codes make another one, rays beside the box see nothing; without it a refusal."""
+    torch.manual_seed(3)
+    model = Generator(replace(SMALL, fields="vessel+background", background_resolution=8, background_channels=4))
+    with torch.no_grad():
+        model.background_field.weight_2.mul_(20)
+        wide = Camera(0, 0, sid_mm=1000, sod_mm=750, spacing_row_mm=10.0, spacing_col_mm=10.0, rows=24, cols=24)
+        seen = model.background(torch.randn(2, 24), Cameras.stack([wide]))
+    assert seen.shape == (2, 1, 24, 24) and not torch.allclose(seen[0], seen[1], rtol=1e-3)
+    assert seen[0, 0, 12, 12] > 0 and (seen[:, 0, 0] == 0).all() and (seen[:, 0, :, -1] == 0).all()
+    with pytest.raises(InputError, match="background"):
+        generator.background(torch.randn(1, 24), cameras())
+
+
 def test_truncation_goes_to_the_average_of_the_artery(generator):
     with torch.no_grad():
         generator.w_average[0] = 1.0

@@ -194,7 +194,8 @@ def test_refused_data(folder, pool, tmp_path):
         main(["generator", "--out", str(tmp_path / "x"), *SMALL, "--image-size", "48"])
 
 
-def test_images_without_cameras_are_refused_and_sizes_may_differ(tmp_path):
+def test_images_without_cameras_are_refused_and_others_train(pool, tmp_path):
+    """Sizes may differ; every other image of a batch is then an own one, and a step on it has finite gradients."""
     import imageio.v3 as imageio
 
     from licag3d.geometry import Camera
@@ -218,6 +219,27 @@ def test_images_without_cameras_are_refused_and_sizes_may_differ(tmp_path):
     image, views = found.draw(np.random.default_rng(1), "rca", 16)
     assert image.shape == (1, 16, 16) and (views.rows, views.cols) == (16, 16)
     assert image.max() > 0
+    from licag3d.models.generator import GeneratorConfig
+    from licag3d.train.generator_step import StepSettings, Trainee, step_loss
+    from licag3d.train.generator_vectors import set_statistics
+
+    config = GeneratorConfig(plane_resolution=64, widths=(8, 8, 8), box_size_mm=120.0)
+    model = Trainee(config, StepSettings(field=0.0, critic=0.0, image_start=0, image_size=32, views=1))
+    data = VectorSet(pool, model.generator.structure.tables)
+    set_statistics(model.generator.structure, data, 3.0)
+    part = {"vectors": 3, "fields": 0, "images": 2, "views": 1, "size": 32, "samples": 24}
+    asked = []
+
+    class Watched:
+        def draw(self, rng, artery, size):
+            asked.append((artery, size))
+            return found.draw(rng, artery, size)
+
+    batch = BatchMaker(pool, data, 0, 120.0, angiograms=Watched(), **part)(0)
+    assert sorted(asked) == [("lca", 32), ("rca", 32)] and batch["image.real"].shape == (4, 1, 32, 32)
+    step_loss(model, batch, 0)[0].backward()
+    for name, parameter in model.discriminator.named_parameters():
+        assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
 
 
 def test_what_is_unknown_of_a_patient_is_drawn_and_what_is_known_is_kept(pool):
