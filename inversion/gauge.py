@@ -122,7 +122,7 @@ def _with_catheter(scale: float, sigma: float, reason: str, seen: Ruler | None):
     chosen = float(np.exp((weight * np.log([scale, seen.scale])).sum() / weight.sum()))
     told = (
         f"the width of the catheter in {where} (alone: {100 * np.expm1(apart):+.0f} %, one standard deviation "
-        f"{100 * seen.sigma:.0f} %) averaged by precision with the assumption that the tree lies near the isocentres of "
-        f"the views and table shifts are small (one standard deviation {100 * sigma:.1f} %)"
+        f"{100 * seen.sigma:.0f} %) averaged by precision with the assumption that the tree lies near the isocentres "
+        f"of the views and table shifts are small (one standard deviation {100 * sigma:.1f} %)"
     )
     return chosen, float(weight.sum() ** -0.5), told, ()

@@ -158,7 +158,8 @@ def match_all(
     matched = sum(float(w[np.isfinite(p[:, 0])].sum()) for w, p in zip(weight, shown, strict=True)) / total
     agreed = sum(float(w[s > 0.9].sum()) for w, s in zip(weight, sure, strict=True)) / total
     if agreed < 0.5 * DOUBTFUL_SHARE:
-        warnings = (*warnings, f"Both views agree on only {100 * agreed:.0f} % of the centreline: the tree is doubtful.",)
+        said = f"Both views agree on only {100 * agreed:.0f} % of the centreline: the tree is doubtful."
+        warnings = (*warnings, said)
     return Correspondence(
         tuple(curves),
         fixed,

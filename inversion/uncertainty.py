@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,6 +21,9 @@ from licag3d.inversion.chains import Chains
 from licag3d.inversion.rematching import FARTHEST_MM
 from licag3d.inversion.several import Correspondence
 from licag3d.structures import VesselTree
+
+if TYPE_CHECKING:
+    from licag3d.inversion.prior_fit import PriorFit
 
 #: What a point's score is made of, in the order of the columns of :func:`point_features`.
 FEATURES = (
@@ -33,10 +37,14 @@ FEATURES = (
     "near_end",
     "disagreed",
     "unmatched",
+    "off_prior",
+    "distrusted",
+    "prior_strange",
     "moved",
     "unstable",
 )
-#: These need an ensemble; without one they are left out.
+#: These need a fitted prior, and these an ensemble; without one they are left out.
+PRIOR = ("off_prior", "distrusted", "prior_strange")
 ENSEMBLE = ("moved", "unstable")
 #: Matched places within this distance support a point, mm.
 SUPPORT_MM = 1.5
@@ -62,6 +70,7 @@ def point_errors(
     found: Correspondence,
     moved_mm: Sequence[np.ndarray] = (),
     *,
+    fit: PriorFit | None = None,
     masks_given: bool = False,
 ) -> PointErrors:
     """The 90 % ball of every point of a tree.
@@ -71,11 +80,13 @@ def point_errors(
         found: what the views agreed on.
         moved_mm: per view ``(members, N)`` of :func:`licag3d.inversion.rematching.rematch_ensemble`; without it, or
             with no members, the cheaper formula without an ensemble is used.
+        fit: of the prior, where the tree was completed by one.
         masks_given: the user's own masks of every view, which miss fewer vessels than what is found in the images.
     """
     members = len(moved_mm[0]) if len(moved_mm) else 0
-    model = constants.MODELS["masks" if masks_given else "images", "ensemble" if members else "alone"]
-    features = point_features(tree, cameras, chains, found, moved_mm)
+    given = "masks" if masks_given else "images", "matching" if fit is None else "prior"
+    model = constants.MODELS[(*given, "ensemble" if members else "alone")]
+    features = point_features(tree, cameras, chains, found, moved_mm, fit)
     if len(cameras) < 2:
         # One view: nothing tells the depth.
         radius = np.full(len(features), constants.LARGEST_MM)
@@ -96,7 +107,7 @@ def with_errors(tree: VesselTree, errors: PointErrors) -> VesselTree:
 
 
 def radius_of(features: np.ndarray, model: dict) -> np.ndarray:
-    """Radius of the 90 % ball, ``(n,)`` mm: a linear score, the logarithm of a first guess, through a monotone table."""
+    """Radius of the 90 % ball, ``(n,)`` mm: a linear score (logarithm of a first guess) through a monotone table."""
     score = features @ np.asarray(model["weights"]) + model["bias"]
     return np.interp(score, model["score"], model["radius_mm"])
 
@@ -107,6 +118,7 @@ def point_features(
     chains: Sequence[Chains],
     found: Correspondence,
     moved_mm: Sequence[np.ndarray] = (),
+    fit: PriorFit | None = None,
 ) -> np.ndarray:
     """What is known about every point of the tree, ``(n, len(FEATURES))``; larger is worse, about 0 to 1 each.
 
@@ -117,6 +129,8 @@ def point_features(
     becomes an error of a pixel over this sine. ``thin``: logarithm of 1.5 mm over the radius. ``short_run``: logarithm
     of 40 mm over the length of the run of supported points. ``near_end``: 1 at a free end, 0 from 5 mm on.
     ``disagreed``, ``unmatched``: 1 minus the shares of the centreline that both views agree on, and that is matched.
+    ``off_prior``: distance to the fitted tree of the prior, over 5 mm; ``distrusted``: 1 minus the trust of the fit at
+    the nearest place of it; ``prior_strange``: 1 minus its overall trust (all 0 without a prior).
     ``moved``: logarithm of the median displacement over the ensemble; ``unstable``: share of the ensemble in which the
     place moves by more than 1 mm.
     """
@@ -160,8 +174,25 @@ def point_features(
     out[:, 7] = np.clip(1.0 - end / 5.0, 0.0, 1.0)
     out[:, 8] = 1.0 - found.agreed_share
     out[:, 9] = 1.0 - found.matched_share
-    out[:, 10] = np.log(np.maximum(shift, 0.05) / 0.3)
-    out[:, 11] = unstable
+    if fit is not None:
+        out[:, 10:13] = _against_prior(points, fit)
+    out[:, 13] = np.log(np.maximum(shift, 0.05) / 0.3)
+    out[:, 14] = unstable
+    return out
+
+
+def _against_prior(points: np.ndarray, fit: PriorFit) -> np.ndarray:
+    """Distance to the fitted tree, distrust of it there, and distrust of all of it; ``(n, 3)``."""
+    from scipy.spatial import cKDTree
+
+    from licag3d.vessels.tree import flatten_tree
+
+    trust = np.concatenate([np.zeros(0), *fit.trust])
+    out = np.ones((len(points), 3))
+    out[:, 2] = 1.0 - fit.overall
+    if len(trust):
+        away, nearest = cKDTree(flatten_tree(fit.tree).points_lps_mm).query(points)
+        out[:, 0], out[:, 1] = np.minimum(away, CAP_MM) / CAP_MM, 1.0 - trust[nearest]
     return out
 
 

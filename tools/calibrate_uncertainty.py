@@ -5,16 +5,17 @@
     python tools/calibrate_uncertainty.py --cases FOLDER --work FOLDER --write     and write the constants
 
 ``--cases`` holds case folders of ``python -m licag3d.simulate`` (validation seeds; one that is seen in training proves
-nothing). Every case is reconstructed as a user would, from images and with the masks given, and what is known about
-each point of the tree is kept in ``--work`` beside its distance to the true centreline after the best similarity; a
-case that is there already is not run again. Cases in order of their names: the first half is fitted, the other half
-checked, and the constants that are written are fitted to all.
+nothing). Every case is reconstructed as a user would, from images and with the masks given, with the prior and without,
+and what is known about each point of the tree is kept in ``--work`` beside its distance to the true centreline after
+the best similarity; what is there already is not run again. Cases in order of their names: the first half is fitted,
+the other half checked, and the constants that are written are fitted to all.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,7 +26,9 @@ from licag3d.errors import InputError
 
 LEVEL = 0.9
 BINS = 24
+#: What a case is reconstructed from, and by.
 KINDS = ("images", "masks")
+WAYS = {"prior": "embedded", "matching": "none"}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -33,6 +36,7 @@ def parser() -> argparse.ArgumentParser:
     made = Parser(prog="python tools/calibrate_uncertainty.py", description="Fit the constants of the expected errors.")
     made.add_argument("--cases", metavar="DIR", help="folder of simulated cases; without it only what --work holds")
     made.add_argument("--work", required=True, metavar="DIR", help="one file per case and kind of evidence")
+    made.add_argument("--ways", nargs="+", choices=tuple(WAYS), default=tuple(WAYS), help="what to collect")
     made.add_argument("--quality", choices=("fast", "default", "best"), default="default")
     made.add_argument("--write", action="store_true", help="write inversion/uncertainty_constants.py")
     return made
@@ -44,18 +48,19 @@ def main(argv: list[str]) -> int:
     work = Path(given.work)
     work.mkdir(parents=True, exist_ok=True)
     if given.cases:
-        collect(Path(given.cases), work, given.quality)
+        collect(Path(given.cases), work, given.quality, given.ways)
     cases = load(work)
     models, said = {}, []
     for kind in KINDS:
-        own = [case for case in cases if case["kind"] == kind]
-        if len(own) < 4:
-            raise InputError(f"{work} holds {len(own)} case(s) with {kind}; at least 4 are needed to fit and check")
-        half = (len(own) + 1) // 2
-        for name, columns in columns_of_models().items():
-            model = fit(own[:half], columns)
-            said.append(check(own[half:], model, f"{kind}, {name}"))
-            models[kind, name] = fit(own, columns)
+        for way in WAYS:
+            own = [case for case in cases if (case["kind"], case["way"]) == (kind, way)]
+            if len(own) < 4:
+                raise InputError(f"{work} holds {len(own)} case(s) with {kind} and {way}; at least 4 are needed")
+            half = (len(own) + 1) // 2
+            for name, columns in columns_of_models(way).items():
+                model = fit(own[:half], columns)
+                said.append(check(own[half:], model, f"{kind}, {way}, {name}"))
+                models[kind, way, name] = fit(own, columns)
     print("\n".join(said))
     if given.write:
         seeds = sorted({case["name"] for case in cases})
@@ -65,7 +70,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def collect(cases: Path, work: Path, quality: str) -> None:
+def collect(cases: Path, work: Path, quality: str, ways: Sequence[str]) -> None:
     """Reconstruct every case and keep features and true errors of its points."""
     from tqdm import tqdm
 
@@ -74,14 +79,17 @@ def collect(cases: Path, work: Path, quality: str) -> None:
     from licag3d.io.views import read_views
     from licag3d.io.write_centerlines import read_centerlines_json
 
-    settings = inversion_settings(quality=quality)
-    # The field does not move the tree; a rough one will do.
-    settings = replace(settings, field=replace(settings.field, spacing_mm=1.0, iterations=2))
     folders = sorted(path.parent for path in cases.glob("*/cameras.json"))
     if not folders:
         raise InputError(f"{cases} holds no case folders; make some with python -m licag3d.simulate")
-    jobs = [(f, kind) for f in folders for kind in KINDS if not (work / f"{f.name}_{kind}.npz").exists()]
-    for folder, kind in tqdm(jobs, disable=not sys.stderr.isatty()):
+    jobs = [(folder, kind, way) for folder in folders for kind in KINDS for way in ways]
+    for folder, kind, way in tqdm(jobs, disable=not sys.stderr.isatty()):
+        out = work / f"{folder.name}_{kind}_{way}.npz"
+        if out.exists():
+            continue
+        settings = inversion_settings(quality=quality, prior=WAYS[way])
+        # The field does not move the tree; a rough one will do.
+        settings = replace(settings, field=replace(settings.field, spacing_mm=1.0, iterations=2))
         files = [str(path) for path in sorted(folder.glob("view_?.png"))]
         masks = [str(folder / "truth" / f"{Path(file).stem}_mask.png") for file in files]
         views, _ = read_views(files, cameras=folder / "cameras.json", masks=masks if kind == "masks" else None)
@@ -99,7 +107,7 @@ def collect(cases: Path, work: Path, quality: str) -> None:
             uncertainty.point_features = original
         truth = read_centerlines_json(folder / "truth" / "centerlines.json")
         error, weight = true_errors(result.tree, truth)
-        np.savez_compressed(work / f"{folder.name}_{kind}.npz", features=kept[-1], error_mm=error, weight_mm=weight)
+        np.savez_compressed(out, features=kept[-1], error_mm=error, weight_mm=weight)
 
 
 def true_errors(tree, truth) -> tuple[np.ndarray, np.ndarray]:
@@ -119,20 +127,18 @@ def load(work: Path) -> list[dict]:
     """What was collected, in order of the names."""
     out = []
     for path in sorted(work.glob("*.npz")):
-        name, kind = path.stem.rsplit("_", 1)
+        name, kind, way = path.stem.rsplit("_", 2)
         with np.load(path) as stored:
-            out.append({"name": name, "kind": kind, **{key: stored[key] for key in stored.files}})
+            out.append({"name": name, "kind": kind, "way": way, **{key: stored[key] for key in stored.files}})
     return out
 
 
-def columns_of_models() -> dict[str, list[int]]:
-    """Columns of the features that either model uses."""
-    from licag3d.inversion.uncertainty import ENSEMBLE, FEATURES
+def columns_of_models(way: str) -> dict[str, list[int]]:
+    """Columns of the features that the model with and the one without an ensemble use."""
+    from licag3d.inversion.uncertainty import ENSEMBLE, FEATURES, PRIOR
 
-    return {
-        "ensemble": list(range(len(FEATURES))),
-        "alone": [k for k, name in enumerate(FEATURES) if name not in ENSEMBLE],
-    }
+    known = [k for k, name in enumerate(FEATURES) if way == "prior" or name not in PRIOR]
+    return {"ensemble": known, "alone": [k for k in known if FEATURES[k] not in ENSEMBLE]}
 
 
 def fit(cases: list[dict], columns: list[int]) -> dict:
@@ -240,8 +246,8 @@ def constants_text(models: dict, names: list[str], said: list[str]) -> str:
         "#: By evidence and model: weights of the features and bias of the score, and the table from score to radius.",
         "MODELS = {",
     ]
-    for (kind, name), model in models.items():
-        lines.append(f'    ("{kind}", "{name}"): {{')
+    for (kind, way, name), model in models.items():
+        lines.append(f'    ("{kind}", "{way}", "{name}"): {{')
         for key in ("weights", "score", "radius_mm"):
             lines.append(f'        "{key}": (')
             lines += [f"            {float(value):.4f}," for value in model[key]]
