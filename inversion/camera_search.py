@@ -158,7 +158,7 @@ def search_cameras(
 
     rounds = 1 + settings.starts
     bounds = np.full((2, 2), settings.range_mm) * np.array([[-1.0], [1.0]])
-    best, value = _evolve("de", costs, bounds, np.zeros(2), settings.coarse[0], settings.coarse[1], seed, history)
+    best, value = evolve("de", costs, bounds, np.zeros(2), settings.coarse[0], settings.coarse[1], seed, history)
     if progress:
         progress(1 / rounds, f"offset search: cost {before:.0f} -> {value:.0f}")
     free = 2 if settings.angle_sigma_deg <= 0 else 5
@@ -168,7 +168,7 @@ def search_cameras(
     limits[:, :2] *= settings.range_mm
     limits[:, 2:] *= 3.0 * settings.angle_sigma_deg
     for start in range(settings.starts):
-        point, cost = _evolve(
+        point, cost = evolve(
             "cmaes",
             costs,
             limits,
@@ -201,7 +201,7 @@ def _spread(cameras, chains, basis, prices) -> tuple[float, float]:
     return tuple(spread)
 
 
-def _evolve(
+def evolve(
     method: str, costs, limits, start, population, generations, seed, history, scale=None
 ) -> tuple[np.ndarray, float]:
     """One pymoo run on batches of candidates; returns the best point and its cost."""
