@@ -251,7 +251,13 @@ def _vessel_stage(run: Run, found: FoundTree, cameras: tuple[Camera, ...], chain
             progress=lambda share, text: run.progress("vessels", share, text),
         )
     errors = uncertainty.point_errors(
-        tree, cameras, chains, found.found, moved, masks_given=all(view.mask is not None for view in run.views)
+        tree,
+        cameras,
+        chains,
+        found.found,
+        moved,
+        fit=found.fit,
+        masks_given=all(view.mask is not None for view in run.views),
     )
     tree = uncertainty.with_errors(tree, errors)
     named = sum(bool(branch.name) for branch in tree.branches)
