@@ -147,7 +147,8 @@ def confidence(
     if views < 2:
         return Confidence(
             "low",
-            "One view shows no depth: the result is flat, and only its outline in this view can be trusted.",
+            "One view shows no depth: what the result says along the beam is not measured; only its outline in this "
+            "view can be trusted.",
             float("nan"),
             facts,
         ), []
