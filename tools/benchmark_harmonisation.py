@@ -107,19 +107,20 @@ def measure(pool, given) -> tuple[list[dict], np.ndarray]:
             ways = {"as it is": lambda x: x, "histogram": matcher(values), "percentiles": percentiles(values)}
             if change is not None:
                 ways["network, unchecked"] = change
+            before = vessels(image, valid, frame)
             for method, way in ways.items():
                 made = np.where(valid, way(image), image).astype(np.float32)
-                rows.append(scored(made, image, valid, frame, vendor, method, given))
+                rows.append(scored(made, before if method != "as it is" else None, valid, frame, vendor, method, given))
             if change is not None:
                 from licag3d.metrics.synthesis import view_of
                 from licag3d.models.cyclegan import harmonise
 
                 kept = harmonise(change, view_of(image, frame.mm_per_pixel, valid))
-                row = scored(kept.image, image, valid, frame, vendor, "network", given)
+                row = scored(kept.image, before, valid, frame, vendor, "network", given)
                 rows.append(row | {"share": kept.share})
             if vendor == vendors[0]:
                 seen = targets[number]
-                rows.append(scored(seen, seen, valid_area(seen), frame, given.target, "target", given))
+                rows.append(scored(seen, None, valid_area(seen), frame, given.target, "target", given))
             if number == numbers[0]:
                 cells = [image, *(np.where(valid, way(image), image) for way in list(ways.values())[1:])]
                 sheet.append(np.hstack([cell[::2, ::2] for cell in [*cells, targets[number]]]))
@@ -141,23 +142,26 @@ def percentiles(values: list):
     return change
 
 
-def scored(made, image, valid, frame, vendor: str, method: str, given) -> dict:
-    """Scores of the vessels found in a frame, and how far they lie from those found before."""
-    from licag3d.metrics.harmonisation import vessel_shift
-    from licag3d.metrics.synthesis import independent_mask, vessel_scores
+def vessels(picture: np.ndarray, valid: np.ndarray, frame) -> np.ndarray:
+    """What the segmentor finds, ``(rows, cols)`` bool."""
     from licag3d.models.segmentor import load_segmentor, predict
 
-    def found(picture: np.ndarray) -> np.ndarray:
-        return predict(load_segmentor(), picture, valid, frame.mm_per_pixel).vessel > 0.5
+    return predict(load_segmentor(), picture, valid, frame.mm_per_pixel).vessel > 0.5
 
-    mask = found(made)
+
+def scored(made, before, valid, frame, vendor: str, method: str, given) -> dict:
+    """Scores of the vessels found in a frame, and how far they lie from those found before, where given."""
+    from licag3d.metrics.harmonisation import vessel_shift
+    from licag3d.metrics.synthesis import independent_mask, vessel_scores
+
+    mask = vessels(made, valid, frame)
     row = {"patient": frame.seed, "vendor": vendor, "method": method}
     row["learned"] = vessel_scores(mask, frame.mask, frame.mm_per_pixel, ignore=frame.faint)["dice"]
     if not given.no_classical:
         classical = independent_mask(made, frame.mm_per_pixel, valid)
         row["classical"] = vessel_scores(classical, frame.mask, frame.mm_per_pixel, ignore=frame.faint)["dice"]
-    if made is not image:
-        shift = vessel_shift(found(image), mask)
+    if before is not None:
+        shift = vessel_shift(before, mask)
         row |= {"shift_px": shift.shift_px, "lost": shift.lost, "made_up": shift.made_up}
     return row
 

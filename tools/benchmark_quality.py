@@ -27,7 +27,7 @@ from licag3d.errors import InputError
 SCHEMA = "licag3d-quality-benchmark-1"
 STEPS = (0.25, 0.5, 0.75, 1.0)
 RIVALS = ("psnr", "ssim", "region_ssim", "segmentor_cldice")
-DRAWS = 400
+DRAWS = 200
 KAPPAS = (0.0, 0.1, 0.3)
 
 
@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
         "--synthesis", metavar="FILE", help="weights of mask-first synthesis, as one more source of frames"
     )
     made.add_argument("--out", required=True, metavar="FILE", help="result file (JSON)")
-    made.add_argument("--rows", metavar="FILE", help="keep every single row here (JSON), taken up again if it is there")
+    made.add_argument("--frames", metavar="FILE", help="keep frames, truth and rivals here (.npz); reused if there")
     made.add_argument("--picture", metavar="FILE", help="curves of the scores over severity (SVG)")
     add_debug_flag(made)
     return made
@@ -59,13 +59,8 @@ def main(argv: list[str]) -> int:
     pool = PhantomPool(given.pool)
     if any(entry["seed"] in TRAINING for entry in pool.entries):
         raise InputError(f"--pool {given.pool}: holds training patients; a benchmark on them proves nothing")
-    kept = Path(given.rows) if given.rows else None
-    if kept and kept.is_file():
-        rows = json.loads(kept.read_text("utf-8"))
-    else:
-        rows = measure(pool, given)
-        if kept:
-            write_text(kept, json.dumps(rows) + "\n")
+    rows, frames = kept_or_measured(pool, given)
+    judged(rows, frames, given.weights)
     result = {"schema": SCHEMA, "frames": len(rows), "patients": len({row["patient"] for row in rows})}
     result["summary"] = summary(rows)
     result["monotone"] = monotone(rows)
@@ -76,19 +71,51 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def measure(pool, given) -> list[dict]:
-    """One row per synthetic frame: truth, rivals and what every network says, with and without a reference."""
+def kept_or_measured(pool, given) -> tuple[list[dict], np.ndarray]:
+    """What :func:`measure` gives, from the file of an earlier run where there is one."""
+    import io
+
+    from licag3d.io.atomic import write_bytes
+
+    kept = Path(given.frames) if given.frames else None
+    if kept and kept.is_file():
+        with np.load(kept, allow_pickle=False) as stored:
+            return json.loads(str(stored["rows"])), stored["frames"]
+    rows, frames = measure(pool, given)
+    if kept:
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, rows=json.dumps(rows), frames=frames)
+        write_bytes(kept, buffer.getvalue())
+    return rows, frames
+
+
+def judged(rows: list[dict], frames: np.ndarray, weights: list[str]) -> None:
+    """Add what every network says, with and without a reference, to the rows."""
+    from tqdm import tqdm
+
+    from licag3d.models.iqa import judge, load_iqa
+
+    for text in weights:
+        name, _, file = text.rpartition("=")
+        model = load_iqa(file)[0]
+        name = name or model.config.routing
+        for row, stack in zip(tqdm(rows, disable=None, unit="frame", desc=name), frames, strict=True):
+            synthetic, bare, reference = stack.astype(np.float32) / 255
+            row[name] = judge(model, synthetic, bare, reference)
+            row[f"{name}, no reference"] = judge(model, synthetic, bare)
+
+
+def measure(pool, given) -> tuple[list[dict], np.ndarray]:
+    """One row per synthetic frame, truth and rivals, and the frames ``(n, 3, side, side)`` uint8: synthetic,
+    contrast-free, reference.
+    """
     from tqdm import tqdm
 
     from licag3d.losses.iqa import computed_scores
-    from licag3d.models.iqa import judge, load_iqa
     from licag3d.models.mask_first import load_mask_first
+    from licag3d.train.iqa_data import as_bytes
     from licag3d.train.iqa_frames import make_scene, reduced
 
-    networks = {}
-    for text in given.weights:
-        name, _, file = text.rpartition("=")
-        networks[name or "must"] = load_iqa(file)[0]
     maker = load_mask_first(given.synthesis)[0] if given.synthesis else None
     first: dict[int, int] = {}
     for number, entry in enumerate(pool.entries):
@@ -96,7 +123,7 @@ def measure(pool, given) -> list[dict]:
     numbers = list(first.values())[: given.patients]
     if len(numbers) < 3:
         raise InputError(f"--pool {given.pool}: {len(numbers)} patients; at least 3 are needed")
-    rows = []
+    rows, frames = [], []
     for place, number in enumerate(tqdm(numbers, disable=None, unit="patient")):
         rng = np.random.default_rng([97, pool.entries[number]["seed"]])
         anatomy = reduced(pool.layers(number))
@@ -113,11 +140,9 @@ def measure(pool, given) -> list[dict]:
                 continue
             row = {"patient": pool.entries[number]["seed"], "kind": kind, "severity": severity}
             row |= {"truth": scores.three(), "rivals": truth.rivals(frame)}
-            for name, model in networks.items():
-                row[name] = judge(model, frame, own.frame, own.reference)
-                row[f"{name}, no reference"] = judge(model, frame, own.frame)
             rows.append(row)
-    return rows
+            frames.append(as_bytes(np.stack((frame, own.frame, own.reference))))
+    return rows, np.stack(frames)
 
 
 def degraded(scene, other, rng):
@@ -221,9 +246,12 @@ def predictions(rows: list[dict]) -> dict[str, np.ndarray]:
 
 
 def summary(rows: list[dict]) -> list[dict]:
-    """PLCC, SRCC and RMSE per method, group and score, with 95 % intervals (bootstrap over patients)."""
+    """PLCC, SRCC and RMSE per method, group and score, with 95 % intervals (bootstrap over patients); of
+    single kinds the overall score.
+    """
     from licag3d.losses.iqa import SCORES
     from licag3d.train.iqa import agreement
+    from licag3d.train.iqa_frames import KINDS
 
     truth = np.array([row["truth"] for row in rows])
     made = predictions(rows)
@@ -237,6 +265,8 @@ def summary(rows: list[dict]) -> list[dict]:
         draws = [np.concatenate([per[p] for p in rng.choice(list(per), len(per))]) for _ in range(DRAWS)]
         for method, values in made.items():
             for k, score in enumerate(SCORES):
+                if group in KINDS and score != "overall":
+                    continue
                 line = {"group": group, "method": method, "score": score, "n": len(index)}
                 point = agreement(values[index, k], truth[index, k])
                 spread = np.array([agreement(values[d, k], truth[d, k]) for d in draws])

@@ -33,7 +33,7 @@ OPEN = {
     "fusion": "ours: at a quarter of the resolution the synthetic path also sees its difference to the contrast-free "
     "frame and how far that is from the reference's",
     "no reference": "ours: the vessel tokens are then those of the synthetic frame minus the contrast-free one",
-    "comparisons": "ours: a score's head also sees plain comparisons of the frames, see comparisons()",
+    "comparisons": "ours: plain comparisons of the frames (see comparisons()) make a first score; tokens correct it",
     "branch output": "ours: attended tokens beside the query tokens, so that a branch can compare them",
     "places": "ours: learnt places and a bias of the attention towards the same place",
     "levels": "ours: 0, 25, 50, 75, 100, so that both ends can be reached",
@@ -71,11 +71,10 @@ class CasIqa(nn.Module):
         super().__init__()
         self.config = c = config or IqaConfig()
         fine, coarse = c.channels
-        self.even = nn.BatchNorm1d(COMPARISONS, affine=False)
-        inside = COMPARISONS
+        self.register_buffer("middle", torch.zeros(COMPARISONS))
+        self.register_buffer("spread", torch.ones(COMPARISONS))
+        self.plain_heads = nn.ModuleList(_head(COMPARISONS) for _ in range(3))
         if c.routing != "none":
-            inside += 3 * c.width
-            self.pooled = nn.ModuleList(nn.LayerNorm(3 * c.width) for _ in range(3))
             self.stem = nn.Sequential(_block(16, fine), _block(fine, fine))
             self.dilated = nn.Conv2d(fine, fine, 3, padding=2, dilation=2)
             self.known = nn.Parameter(torch.zeros(2, fine))
@@ -89,23 +88,24 @@ class CasIqa(nn.Module):
             at = torch.stack(torch.meshgrid(near, near, indexing="ij"), -1).reshape(count, 2)
             self.register_buffer("apart", torch.cdist(at, at).square()[None, None], persistent=False)
             self.body = (_Must if c.routing == "must" else _Plain)(c.width, c.heads)
-        self.heads = nn.ModuleList(
-            nn.Sequential(nn.Linear(inside, 96), nn.GELU(), nn.Linear(96, 48), nn.GELU(), nn.Linear(48, len(LEVELS)))
-            for _ in range(3)
-        )
+            self.token_heads = nn.ModuleList(_head(3 * c.width, norm=True) for _ in range(3))
 
-    def forward(self, frames: torch.Tensor, has_reference: torch.Tensor) -> torch.Tensor:
-        """Probabilities ``(n, 3, 5)`` of the levels, per score."""
+    def forward(
+        self, frames: torch.Tensor, has_reference: torch.Tensor, compared: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Probabilities ``(n, 3, 5)`` of the levels, per score; ``compared`` is what :func:`comparisons` gives, where
+        it is known already.
+        """
         with torch.autocast(frames.device.type, enabled=False):
-            plain = self.even(comparisons(frames.float(), has_reference)).clamp(-6, 6)
-        if self.config.routing == "none":
-            return torch.stack([head(plain) for head in self.heads], 1).float().softmax(-1)
-        logits = []
-        tokens = self.tokens(frames, has_reference)
-        for head, norm, own in zip(self.heads, self.pooled, tokens, strict=True):
-            pooled = torch.cat((own.mean(1), own.amax(1), own.square().mean(1).add(1e-6).sqrt()), -1)
-            logits.append(head(torch.cat((norm(pooled), plain), -1)))
-        return torch.stack(logits, 1).float().softmax(-1)
+            if compared is None:
+                compared = comparisons(frames.float(), has_reference)
+            plain = ((compared - self.middle) / self.spread).clamp(-5, 5)
+            logits = torch.stack([head(plain) for head in self.plain_heads], 1)
+        if self.config.routing != "none":
+            tokens = self.tokens(frames, has_reference)
+            pooled = [torch.cat((t.mean(1), t.amax(1), t.square().mean(1).add(1e-6).sqrt()), -1) for t in tokens]
+            logits = logits + torch.stack([head(t) for head, t in zip(self.token_heads, pooled, strict=True)], 1)
+        return logits.float().softmax(-1)
 
     def tokens(self, frames: torch.Tensor, has_reference: torch.Tensor) -> list[torch.Tensor]:
         """Token sets ``(n, tokens, width)`` of the three scores."""
@@ -123,6 +123,12 @@ class CasIqa(nn.Module):
         vessels = self.vessel_path(vessels)
         drawn, vessels = (t.flatten(2).transpose(1, 2) + self.place for t in (drawn, vessels))
         return self.body(drawn, vessels, self.apart)
+
+
+def _head(inside: int, norm: bool = False) -> nn.Sequential:
+    first = [nn.LayerNorm(inside)] if norm else []
+    layers = [*first, nn.Linear(inside, 64), nn.GELU(), nn.Linear(64, 32), nn.GELU(), nn.Linear(32, len(LEVELS))]
+    return nn.Sequential(*layers)
 
 
 #: How many numbers :func:`comparisons` gives: six per threshold, and fourteen.
@@ -167,7 +173,8 @@ def comparisons(frames: torch.Tensor, has_reference: torch.Tensor) -> torch.Tens
 
 def _box(x: torch.Tensor, size: int) -> torch.Tensor:
     reach = size // 2
-    return F.avg_pool2d(F.pad(x, (reach,) * 4, mode="replicate"), size, 1)
+    x = F.pad(x, (reach,) * 4, mode="replicate")
+    return F.avg_pool2d(F.avg_pool2d(x, (size, 1), 1), (1, size), 1)
 
 
 def _similarity(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

@@ -40,7 +40,7 @@ def main(arguments) -> int:
     import torch
 
     from licag3d.losses.iqa import iqa_loss
-    from licag3d.models.iqa import OPEN, CasIqa, IqaConfig, config_facts, load_iqa, prepare, scores_of
+    from licag3d.models.iqa import OPEN, config_facts, prepare, scores_of
     from licag3d.models.segmentor import count_parameters
     from licag3d.train.loop import settings_of, train
 
@@ -51,12 +51,7 @@ def main(arguments) -> int:
     settings = settings_of(arguments)
     samples, checked, source = human_samples(arguments) if arguments.human else phantom_samples(arguments, settings)
     torch.manual_seed(settings.seed)
-    if arguments.init == "random":
-        model = CasIqa(IqaConfig(routing=arguments.routing))
-    else:
-        model = load_iqa(arguments.init)[0].train()
-        if model.config.routing != arguments.routing:
-            raise InputError(f"--init {arguments.init}: these weights are of --routing {model.config.routing}")
+    model = first_model(arguments.init, arguments.routing, samples)
     config = {
         "model": "iqa",
         "config": config_facts(model.config),
@@ -67,8 +62,11 @@ def main(arguments) -> int:
         "open": OPEN,
     }
 
+    pictures = model.config.routing != "none"
+
     def loss(net, batch, step):
-        levels = net(prepare(batch["frames"], batch["has_reference"]), batch["has_reference"])
+        x = prepare(batch["frames"], batch["has_reference"]) if pictures else batch["frames"]
+        levels = net(x, batch["has_reference"], batch["compared"])
         with torch.autocast(levels.device.type, enabled=False):
             value, terms = iqa_loss(scores_of(levels.float()), batch["scores"])
         return value, {key: term.detach() for key, term in terms.items()}
@@ -77,13 +75,43 @@ def main(arguments) -> int:
         model,
         settings,
         arguments.out,
-        make_batch=lambda step: samples.batch(step, settings.batch, settings.seed),
+        make_batch=lambda step: samples.batch(step, settings.batch, settings.seed, frames=pictures),
         loss=loss,
         validate=lambda average: validate(average, checked),
         config=config,
         resume=arguments.resume,
     )
     return _finish(arguments, settings, outcome, config)
+
+
+def first_model(init: str, routing: str, samples):
+    """A new network, or one that begins from earlier weights; tokens may be added to weights without any
+    (``--routing none``), and begin by changing nothing.
+
+    Raises:
+        InputError: weights of another routing.
+    """
+    import torch
+
+    from licag3d.models.iqa import CasIqa, IqaConfig, load_iqa
+
+    if init == "random":
+        model = CasIqa(IqaConfig(routing=routing))
+        compared = torch.from_numpy(samples.compared()).flatten(0, 1)
+        model.middle.copy_(compared.mean(0))
+        model.spread.copy_(compared.std(0).clamp_min(1e-3))
+        return model
+    first = load_iqa(init)[0].train()
+    if first.config.routing == routing:
+        return first
+    if first.config.routing != "none":
+        raise InputError(f"--init {init}: these weights are of --routing {first.config.routing}")
+    model = CasIqa(IqaConfig(routing=routing))
+    model.load_state_dict(first.state_dict(), strict=False)
+    for head in model.token_heads:
+        torch.nn.init.zeros_(head[-1].weight)
+        torch.nn.init.zeros_(head[-1].bias)
+    return model
 
 
 def phantom_samples(arguments, settings):
@@ -127,16 +155,20 @@ def predict_all(model, samples, *, reference: bool = True, batch: int = 16):
     from licag3d.models.iqa import prepare, scores_of
 
     device = next(model.parameters()).device
+    pictures, compared = model.config.routing != "none", samples.compared()
     model.eval()
     found = []
     with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type != "cpu"):
         for start in range(0, len(samples), batch):
             numbers = range(start, min(start + batch, len(samples)))
-            frames = np.stack([samples.sample(number)[0] for number in numbers])
-            there = torch.tensor([reference and samples.lines[number]["has_reference"] for number in numbers])
-            x = torch.from_numpy(frames).to(device).float() / 255
-            there = there.to(device)
-            found.append(scores_of(model(prepare(x, there), there).float()).cpu().numpy())
+            there = [bool(reference and samples.lines[number]["has_reference"]) for number in numbers]
+            known = torch.from_numpy(np.stack([compared[n, int(t)] for n, t in zip(numbers, there, strict=True)]))
+            has = torch.tensor(there).to(device)
+            x = torch.zeros(len(there), 3, 1, 1, device=device)
+            if pictures:
+                frames = np.stack([samples.sample(number)[0] for number in numbers])
+                x = prepare(torch.from_numpy(frames).to(device).float() / 255, has)
+            found.append(scores_of(model(x, has, known.to(device)).float()).cpu().numpy())
     return np.concatenate(found)
 
 

@@ -102,6 +102,8 @@ class SampleFolder:
 
     def __init__(self, folder) -> None:
         self.folder = Path(folder)
+        self._compared: np.ndarray | None = None
+        self._order: tuple | None = None
         try:
             head, *lines = (self.folder / "samples.jsonl").read_text("utf-8").splitlines()
             self.lines = [json.loads(line) for line in lines]
@@ -130,24 +132,66 @@ class SampleFolder:
         stack = stack[:, :, ::-1] if turn & 1 else stack
         return np.ascontiguousarray(stack), self.scores[number]
 
-    def batch(self, step: int, size: int, seed: int, without_reference: float = 0.4) -> dict:
-        """Random samples: ``frames`` ``(size, 3, side, side)`` in 0..1, ``has_reference`` ``(size,)`` and ``scores``
-        ``(size, 3)``. A function of seed and step; every sample comes once per round.
+    def compared(self) -> np.ndarray:
+        """Plain comparisons ``(n, 2, COMPARISONS)`` of all samples, without and with the reference; computed once.
+
+        They do not change when a frame is turned over.
+        """
+        import io
+
+        import torch
+        from tqdm import tqdm
+
+        from licag3d.io.atomic import write_bytes
+        from licag3d.models.iqa import COMPARISONS, comparisons, prepare
+
+        if self._compared is not None:
+            return self._compared
+        kept = self.folder / "comparisons.npy"
+        if kept.is_file():
+            self._compared = np.load(kept, allow_pickle=False)
+            if self._compared.shape == (len(self), 2, COMPARISONS):
+                return self._compared
+        found = np.zeros((len(self), 2, COMPARISONS), np.float32)
+        with torch.inference_mode():
+            for start in tqdm(range(0, len(self), 16), disable=None, unit="batch", desc="comparisons"):
+                numbers = range(start, min(start + 16, len(self)))
+                frames = torch.from_numpy(np.stack([self.sample(n)[0] for n in numbers])).float() / 255
+                for k in (0, 1):
+                    there = torch.full((len(frames),), bool(k))
+                    found[start : start + 16, k] = comparisons(prepare(frames, there), there).numpy()
+        buffer = io.BytesIO()
+        np.save(buffer, found, allow_pickle=False)
+        write_bytes(kept, buffer.getvalue())
+        self._compared = found
+        return found
+
+    def batch(self, step: int, size: int, seed: int, *, without_reference: float = 0.4, frames: bool = True) -> dict:
+        """Random samples: ``frames`` ``(size, 3, side, side)`` in 0..1 (one pixel where they are not asked for),
+        ``has_reference`` ``(size,)``, ``compared`` ``(size, COMPARISONS)`` and ``scores`` ``(size, 3)``. A function of
+        seed and step; every sample comes once per round.
         """
         import torch
 
-        drawn, there, scores = [], [], []
+        known = self.compared()
+        drawn, there, scores, compared = [], [], [], []
         for k in range(size):
             index = step * size + k
-            order = np.random.default_rng([seed, 92, index // len(self)]).permutation(len(self))
-            number = int(order[index % len(self)])
+            turn = index // len(self)
+            if self._order is None or self._order[0] != (seed, turn):
+                self._order = (seed, turn), np.random.default_rng([seed, 92, turn]).permutation(len(self))
+            number = int(self._order[1][index % len(self)])
             rng = np.random.default_rng([seed, 93, index])
-            stack, score = self.sample(number, int(rng.integers(8)))
-            drawn.append(stack)
-            there.append(self.lines[number]["has_reference"] and rng.random() >= without_reference)
-            scores.append(score)
+            if frames:
+                drawn.append(self.sample(number, int(rng.integers(8)))[0])
+            else:
+                drawn.append(np.zeros((3, 1, 1), np.uint8))
+            there.append(bool(self.lines[number]["has_reference"] and rng.random() >= without_reference))
+            compared.append(known[number, int(there[-1])])
+            scores.append(self.scores[number])
         return {
             "frames": torch.from_numpy(np.stack(drawn)).float() / 255,
             "has_reference": torch.tensor(there),
+            "compared": torch.from_numpy(np.stack(compared)),
             "scores": torch.from_numpy(np.stack(scores)),
         }

@@ -195,6 +195,9 @@ def test_training_smoke_resume_and_bad_flags(flags, tmp_path, capsys):
     made = whole / "iqa.safetensors"
     plain = [*flags[:-2], "--steps", "1", "--routing", "none", "--out", str(tmp_path / "plain")]
     assert status_of(train, plain) == 0
+    added = [*plain[:-3], "must", "--out", str(tmp_path / "added"), "--rate", "0", "--init"]
+    assert status_of(train, [*added, str(tmp_path / "plain" / "iqa.safetensors")]) == 0
+    assert curve(tmp_path / "added")[-1] == pytest.approx(curve(tmp_path / "plain")[-1], abs=1e-2)
     assert status_of(train, [*plain[:-1], str(tmp_path / "x"), "--init", str(made)]) == BAD_INPUT
     assert "of --routing must" in capsys.readouterr().err
     assert status_of(train, ["iqa", "--out", str(tmp_path / "y")]) == BAD_INPUT
