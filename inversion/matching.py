@@ -5,7 +5,7 @@ agree."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +17,9 @@ from licag3d.inversion.chains import Chains
 from licag3d.inversion.epipolar import epipolar_angles, epipolar_pair
 from licag3d.inversion.tables import PathTables, path_tables
 from licag3d.ops.match import PathPrices
+
+#: Confidence of a place that the other view contradicts and the judge is sure of.
+OVERRULED_CONFIDENCE = 0.2
 
 if TYPE_CHECKING:
     from licag3d.models.correspondence_judge import PairJudge, Verdict
@@ -45,6 +48,8 @@ class MatchSettings:
         judge_price: with a judge (:mod:`licag3d.models.correspondence_judge`): per mm and natural unit of minus the log
             of its probability, at most ``judge_cap`` units; ``judge_none`` is added to its price of no match.
         judge_hand_share: of the hand-made costs that is kept beside the judge's.
+        judge_overrule: a place that the other view contradicts is kept where the judge gives this much to it and its
+            neighbours within ``judge_near_mm``: where two vessels overlap in one view, only one can be agreed on.
     """
 
     path: PathPrices = PathPrices(none=2.0, jump=0.4, slack=1.5, gap=0.5, turn=1.0, calibre=1.5, tolerance_mm=0.2)
@@ -65,6 +70,8 @@ class MatchSettings:
     judge_cap: float = 5.0
     judge_none: float = 1.1
     judge_hand_share: float = 0.0
+    judge_overrule: float = 0.8
+    judge_near_mm: float = 3.0
 
 
 @dataclass(frozen=True)
@@ -72,8 +79,11 @@ class Match:
     """The chosen path of every point of either view.
 
     For view k (0 or 1): ``points_mm[k]`` ``(N_k, 3)`` LPS mm, NaN where unmatched; ``confidence[k]`` ``(N_k,)`` in
-    0..1: 1 where the other view's path says the same, 0.25 where it says nothing, 0 where it says something else;
+    0..1: 1 where the other view's path says the same, 0.25 where it says nothing, 0 where it says something else (0.2
+    where the judge is sure all the same);
     ``partner[k]`` ``(N_k,)`` nearest point of the other view, -1 where unmatched. ``cost``: of the whole labelling.
+    ``chance``: with a judge, per view ``(N_k,)`` the probability that it gives to the place and its neighbours, NaN
+    where unmatched.
     """
 
     chains: tuple[Chains, Chains]
@@ -81,6 +91,7 @@ class Match:
     confidence: tuple[np.ndarray, np.ndarray]
     partner: tuple[np.ndarray, np.ndarray]
     cost: float
+    chance: tuple[np.ndarray, np.ndarray] | None = None
 
 
 def both_candidates(cameras: tuple[Camera, Camera], chains: tuple[Chains, Chains],
@@ -113,24 +124,24 @@ def match_views(
         place_costs: what every place costs besides, per mm of centreline, as a prior of the tree says.
         judge: the network that says how likely every place is; None leaves that to the hand-made costs.
     """
-    tables = both_tables(cameras, chains, settings, witnesses, place_costs, judge)
+    candidates = both_candidates(cameras, chains, settings)
+    verdicts = None if judge is None else judge.ask(cameras, chains, candidates, settings.path)
+    tables = both_tables(cameras, chains, settings, candidates, witnesses, place_costs, verdicts)
     links = tuple(
         agreement_links(tables[a], tables[1 - a], chains[a].weight_mm, settings.mutual_price, settings.agree_mm)
         for a in (0, 1)
     )
     joints = tuple(node_joints(tables[a], chains[a], settings.node_price, settings.node_cap_mm) for a in (0, 1))
     states, cost = agree(tables, chains, links, joints, rounds=settings.rounds)
-    return _collect(states, tables, chains, cost, settings.agree_mm)
+    match = _collect(states, tables, chains, cost, settings.agree_mm)
+    return match if verdicts is None else _overruled(match, tables, states, verdicts, settings)
 
 
 def both_tables(
-    cameras, chains, settings: MatchSettings, witnesses=(), place_costs=(), judge: PairJudge | None = None
+    cameras, chains, settings: MatchSettings, candidates, witnesses=(), place_costs=(), verdicts=None
 ) -> tuple[PathTables, PathTables]:
     """Cost tables of the paths of either view through the other."""
-    candidates = both_candidates(cameras, chains, settings)
-    judged = (None, None)
-    if judge is not None:
-        judged = tuple(_judged(v, settings) for v in judge.ask(cameras, chains, candidates, settings.path))
+    judged = (None, None) if verdicts is None else tuple(_judged(verdict, settings) for verdict in verdicts)
     return tuple(
         path_tables(
             candidates[a],
@@ -144,7 +155,7 @@ def both_tables(
             along_share=settings.along_share,
             extra=_extra_costs(candidates[a], witnesses, place_costs, settings),
             judged=judged[a],
-            hand_share=1.0 if judge is None else settings.judge_hand_share,
+            hand_share=1.0 if verdicts is None else settings.judge_hand_share,
         )
         for a in (0, 1)
     )
@@ -198,3 +209,17 @@ def _collect(states, tables, chains, cost, agree_mm) -> Match:
         value[matched] = np.where(np.isnan(apart), 0.25, np.where(apart < agree_mm, 1.0, 0.0))
         confidence.append(value)
     return Match(tuple(chains), tuple(points), tuple(confidence), tuple(partner), cost)
+
+
+def _overruled(match: Match, tables, states, verdicts, settings: MatchSettings) -> Match:
+    """The match with the judge's chance of every place; contradicted places that it is sure of are kept."""
+    chances, confidence = [], []
+    for table, state, verdict, sure in zip(tables, states, verdicts, match.confidence, strict=True):
+        rows = np.arange(len(state))
+        gap = np.linalg.norm(table.points_mm[:, :-1] - table.points_mm[rows, state][:, None], axis=-1)
+        near = np.exp(verdict.log_place) * (np.nan_to_num(gap, nan=np.inf) < settings.judge_near_mm)
+        chance = np.where(table.partner[rows, state] >= 0, near.sum(axis=1), np.nan)
+        chances.append(chance)
+        kept = (sure == 0) & (np.nan_to_num(chance) >= settings.judge_overrule)
+        confidence.append(np.where(kept, OVERRULED_CONFIDENCE, sure))
+    return replace(match, confidence=tuple(confidence), chance=tuple(chances))

@@ -16,7 +16,7 @@ from match_cases import chains_of, no_chains, two_cameras, vessels
 
 from licag3d.errors import InputError
 from licag3d.inversion.chains import thinned
-from licag3d.inversion.matching import MatchSettings, both_candidates, match_views
+from licag3d.inversion.matching import OVERRULED_CONFIDENCE, MatchSettings, both_candidates, match_views
 from licag3d.models.correspondence import (
     BRANCHES,
     Correspondence,
@@ -197,3 +197,59 @@ def test_pictures_do_not_depend_on_the_gain():
     assert one.shape == (2, 256, 256)
     np.testing.assert_allclose(one, two, atol=1e-5)
     assert one[:, 180:].max() == 0  # the image is not square
+
+
+def test_the_judge_keeps_what_it_is_sure_of():
+    """Contradicted places stay out unless the judge is sure; its chance is that of the place and its neighbours."""
+    cameras, chains, _ = problem()
+
+    class Sure:
+        """Right for view 0; sure of nothing, and of wrong places, for view 1."""
+
+        def __init__(self, much: float) -> None:
+            self.much = much
+
+        def ask(self, cameras, chains, candidates, prices):
+            truth = np.concatenate(vessels())
+            gap = np.linalg.norm(candidates[0].points_mm[..., None, :] - truth, axis=-1).min(-1)
+            good = (gap < 0.5) & np.isfinite(candidates[0].cost)
+            first = np.where(good, np.log(self.much), np.log(1e-3))
+            wrong = np.linalg.norm(candidates[1].points_mm[..., None, :] - truth, axis=-1).min(-1) > 3.0
+            second = np.where(wrong & np.isfinite(candidates[1].cost), -0.01, -9.0)
+            none = [np.full(len(item.cost), -4.0) for item in candidates]
+            return Verdict(first, none[0]), Verdict(second, none[1])
+
+    kept, dropped = (match_views(cameras, chains, SETTINGS, judge=Sure(much)) for much in (0.95, 0.2))
+    against = [np.isin(match.confidence[0], (0.0, OVERRULED_CONFIDENCE)) for match in (kept, dropped)]
+    assert (kept.confidence[0] == OVERRULED_CONFIDENCE).sum() > 3
+    assert against[1].any() and (dropped.confidence[0] != OVERRULED_CONFIDENCE).all()
+    on = kept.partner[0] >= 0
+    assert np.isnan(kept.chance[0][~on]).all() and (kept.chance[0][on] > 0).all()
+    assert match_views(cameras, chains, SETTINGS).chance is None
+
+
+def test_the_embedded_network_knows_right_from_wrong():
+    """On a drawn validation patient: right candidates first far more often than by the hand-made costs."""
+    from licag3d import weights
+    from licag3d.data.view_pairs import draw_pair
+    from licag3d.phantom.splits import VALIDATION
+    from licag3d.train.correspondence import _scores, surprise
+    from licag3d.train.correspondence_data import collate, labelled
+
+    if not weights.available("correspondence"):
+        pytest.skip("the weights are not part of this installation")
+    pair = draw_pair(VALIDATION[7001])
+    (way,) = pair.chains
+    item = labelled(pair, way, pair.true_cameras, hand=True)
+    batch = collate([item])
+    with torch.no_grad():
+        said = load_correspondence()(batch["pictures"], batch["samples"])[0]
+    rows = []
+    for k in (0, 1):
+        chance = log_probability(said[k])
+        right = item.sample.right[k]
+        told = {"chance": chance.exp().numpy(), "surprise": surprise(chance, right).numpy()}
+        rows.append(told | {"right": right.numpy(), "hand": item.hand[k], "weight": item.weight_mm[k]})
+    scores = _scores(rows)
+    assert scores["top1"] > 0.8 and scores["top1"] > scores["hand"] + 0.05
+    assert scores["calibration"] < 0.2
