@@ -18,9 +18,6 @@ from licag3d.inversion.epipolar import epipolar_angles, epipolar_pair
 from licag3d.inversion.tables import PathTables, path_tables
 from licag3d.ops.match import PathPrices
 
-#: Confidence of a place that the other view contradicts and the judge is sure of.
-OVERRULED_CONFIDENCE = 0.2
-
 if TYPE_CHECKING:
     from licag3d.models.correspondence_judge import PairJudge, Verdict
 
@@ -48,8 +45,7 @@ class MatchSettings:
         judge_price: with a judge (:mod:`licag3d.models.correspondence_judge`): per mm and natural unit of minus the log
             of its probability, at most ``judge_cap`` units; ``judge_none`` is added to its price of no match.
         judge_hand_share: of the hand-made costs that is kept beside the judge's.
-        judge_overrule: a place that the other view contradicts is kept where the judge gives this much to it and its
-            neighbours within ``judge_near_mm``: where two vessels overlap in one view, only one can be agreed on.
+        judge_near_mm: the chance told of a place is that of all candidates this near to it.
     """
 
     path: PathPrices = PathPrices(none=2.0, jump=0.4, slack=1.5, gap=0.5, turn=1.0, calibre=1.5, tolerance_mm=0.2)
@@ -70,7 +66,6 @@ class MatchSettings:
     judge_cap: float = 5.0
     judge_none: float = 1.1
     judge_hand_share: float = 0.0
-    judge_overrule: float = 0.8
     judge_near_mm: float = 3.0
 
 
@@ -79,8 +74,7 @@ class Match:
     """The chosen path of every point of either view.
 
     For view k (0 or 1): ``points_mm[k]`` ``(N_k, 3)`` LPS mm, NaN where unmatched; ``confidence[k]`` ``(N_k,)`` in
-    0..1: 1 where the other view's path says the same, 0.25 where it says nothing, 0 where it says something else (0.2
-    where the judge is sure all the same);
+    0..1: 1 where the other view's path says the same, 0.25 where it says nothing, 0 where it says something else;
     ``partner[k]`` ``(N_k,)`` nearest point of the other view, -1 where unmatched. ``cost``: of the whole labelling.
     ``chance``: with a judge, per view ``(N_k,)`` the probability that it gives to the place and its neighbours, NaN
     where unmatched.
@@ -134,7 +128,7 @@ def match_views(
     joints = tuple(node_joints(tables[a], chains[a], settings.node_price, settings.node_cap_mm) for a in (0, 1))
     states, cost = agree(tables, chains, links, joints, rounds=settings.rounds)
     match = _collect(states, tables, chains, cost, settings.agree_mm)
-    return match if verdicts is None else _overruled(match, tables, states, verdicts, settings)
+    return match if verdicts is None else replace(match, chance=_chances(tables, states, verdicts, settings))
 
 
 def both_tables(
@@ -211,15 +205,12 @@ def _collect(states, tables, chains, cost, agree_mm) -> Match:
     return Match(tuple(chains), tuple(points), tuple(confidence), tuple(partner), cost)
 
 
-def _overruled(match: Match, tables, states, verdicts, settings: MatchSettings) -> Match:
-    """The match with the judge's chance of every place; contradicted places that it is sure of are kept."""
-    chances, confidence = [], []
-    for table, state, verdict, sure in zip(tables, states, verdicts, match.confidence, strict=True):
+def _chances(tables, states, verdicts, settings: MatchSettings) -> tuple[np.ndarray, ...]:
+    """The judge's chance of every chosen place with its neighbours: places along one vessel share what it gives."""
+    chances = []
+    for table, state, verdict in zip(tables, states, verdicts, strict=True):
         rows = np.arange(len(state))
         gap = np.linalg.norm(table.points_mm[:, :-1] - table.points_mm[rows, state][:, None], axis=-1)
         near = np.exp(verdict.log_place) * (np.nan_to_num(gap, nan=np.inf) < settings.judge_near_mm)
-        chance = np.where(table.partner[rows, state] >= 0, near.sum(axis=1), np.nan)
-        chances.append(chance)
-        kept = (sure == 0) & (np.nan_to_num(chance) >= settings.judge_overrule)
-        confidence.append(np.where(kept, OVERRULED_CONFIDENCE, sure))
-    return replace(match, confidence=tuple(confidence), chance=tuple(chances))
+        chances.append(np.where(table.partner[rows, state] >= 0, near.sum(axis=1), np.nan))
+    return tuple(chances)

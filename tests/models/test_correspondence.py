@@ -16,7 +16,7 @@ from match_cases import chains_of, no_chains, two_cameras, vessels
 
 from licag3d.errors import InputError
 from licag3d.inversion.chains import thinned
-from licag3d.inversion.matching import OVERRULED_CONFIDENCE, MatchSettings, both_candidates, match_views
+from licag3d.inversion.matching import MatchSettings, both_candidates, match_views
 from licag3d.models.correspondence import (
     BRANCHES,
     Correspondence,
@@ -199,32 +199,19 @@ def test_pictures_do_not_depend_on_the_gain():
     assert one[:, 180:].max() == 0  # the image is not square
 
 
-def test_the_judge_keeps_what_it_is_sure_of():
-    """Contradicted places stay out unless the judge is sure; its chance is that of the place and its neighbours."""
+def test_the_chance_of_a_place_is_that_of_its_neighbours_too():
     cameras, chains, _ = problem()
-
-    class Sure:
-        """Right for view 0; sure of nothing, and of wrong places, for view 1."""
-
-        def __init__(self, much: float) -> None:
-            self.much = much
-
-        def ask(self, cameras, chains, candidates, prices):
-            truth = np.concatenate(vessels())
-            gap = np.linalg.norm(candidates[0].points_mm[..., None, :] - truth, axis=-1).min(-1)
-            good = (gap < 0.5) & np.isfinite(candidates[0].cost)
-            first = np.where(good, np.log(self.much), np.log(1e-3))
-            wrong = np.linalg.norm(candidates[1].points_mm[..., None, :] - truth, axis=-1).min(-1) > 3.0
-            second = np.where(wrong & np.isfinite(candidates[1].cost), -0.01, -9.0)
-            none = [np.full(len(item.cost), -4.0) for item in candidates]
-            return Verdict(first, none[0]), Verdict(second, none[1])
-
-    kept, dropped = (match_views(cameras, chains, SETTINGS, judge=Sure(much)) for much in (0.95, 0.2))
-    against = [np.isin(match.confidence[0], (0.0, OVERRULED_CONFIDENCE)) for match in (kept, dropped)]
-    assert (kept.confidence[0] == OVERRULED_CONFIDENCE).sum() > 3
-    assert against[1].any() and (dropped.confidence[0] != OVERRULED_CONFIDENCE).all()
-    on = kept.partner[0] >= 0
-    assert np.isnan(kept.chance[0][~on]).all() and (kept.chance[0][on] > 0).all()
+    judge = PairJudge(model(), pictures())
+    match = match_views(cameras, chains, SETTINGS, judge=judge)
+    verdicts = judge.ask(cameras, chains, both_candidates(cameras, chains, SETTINGS), SETTINGS.path)
+    for k in (0, 1):
+        on = match.partner[k] >= 0
+        assert np.isnan(match.chance[k][~on]).all()
+        most = np.exp(verdicts[k].log_place).sum(1)
+        assert (match.chance[k][on] > 0).all() and (match.chance[k][on] <= most[on] + 1e-9).all()
+    alone = match_views(cameras, chains, replace(SETTINGS, judge_near_mm=1e-6), judge=judge)
+    both = (match.partner[0] >= 0) & (alone.partner[0] >= 0)
+    assert (alone.chance[0][both] <= match.chance[0][both] + 1e-9).all()
     assert match_views(cameras, chains, SETTINGS).chance is None
 
 
