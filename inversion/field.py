@@ -114,7 +114,7 @@ class _Rays:
         points = flatten_tree(tree).points_lps_mm
         self.cameras, self.pixels, targets, weights, views = [], [], [], [], []
         for k, (camera, item) in enumerate(zip(cameras, evidence, strict=True)):
-            rows, cols = _compared_pixels(camera, item, points, settings.rays, seed + k)
+            rows, cols = compared_pixels(camera, item, points, settings.rays, seed + k)
             self.cameras.append(Cameras.stack([camera], device=device))
             self.pixels.append(torch.as_tensor(np.stack([cols, rows], 1)[None], dtype=torch.float64, device=device))
             target = item.line_integral[rows, cols]
@@ -150,7 +150,7 @@ class _Rays:
         return (self.weight * (gain * self.project(volume, grid, moves) - self.target) ** 2).sum()
 
 
-def _compared_pixels(camera: Camera, evidence: VesselEvidence, points: np.ndarray, limit: int, seed: int):
+def compared_pixels(camera: Camera, evidence: VesselEvidence, points: np.ndarray, limit: int, seed: int):
     from scipy import ndimage
 
     near = ndimage.binary_dilation(evidence.mask, iterations=4)
