@@ -80,7 +80,7 @@ def described(made) -> str:
 
 
 def network_change(weights: str, direction: str):
-    """Frame to harmonised frame by a trained generator.
+    """Function of a frame and its X-ray field to the harmonised frame, by a trained generator.
 
     Raises:
         InputError: weights that are missing, damaged or of another model.
@@ -88,11 +88,12 @@ def network_change(weights: str, direction: str):
     from licag3d.models.cyclegan import load_translator, translate
 
     model, _ = load_translator(weights, direction)
-    return lambda image: translate(model, image)
+    return lambda image, valid: translate(model, image)
 
 
 def histogram_change(target: str):
-    """Frame to one with the mean histogram of a folder's frames (``skimage.exposure.match_histograms``).
+    """Function of a frame and its X-ray field to one with the mean histogram of a folder's frames
+    (``skimage.exposure.match_histograms``).
 
     Raises:
         InputError: nothing in the folder can be used.
@@ -109,15 +110,18 @@ def histogram_change(target: str):
 
 def matcher(values: list):
     """Frame to one with the histogram of ``values``, arrays of grey values in 0..1: every frame of the target counts
-    the same."""
+    the same. Only the X-ray field is matched: black borders would take the dark end of the histogram for themselves.
+    """
     import numpy as np
     from skimage.exposure import match_histograms
 
     reference = np.concatenate([np.quantile(part, np.linspace(0, 1, 2000)) for part in values])
 
-    def change(image):
-        # Columns are nothing to the histogram: the reference may have any shape.
-        return match_histograms(image, reference.reshape(len(values), -1).astype(image.dtype))
+    def change(image, valid):
+        made = image.copy()
+        if valid.any():
+            made[valid] = match_histograms(image[valid], reference.astype(image.dtype))
+        return made
 
     return change
 

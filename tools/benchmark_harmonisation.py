@@ -104,12 +104,12 @@ def measure(pool, given) -> tuple[list[dict], np.ndarray]:
             valid = valid_area(image)
             # What a centre would have of the target: frames of other patients.
             values = [targets[k][valid_area(targets[k])] for k in numbers if k != number]
-            ways = {"as it is": lambda x: x, "histogram": matcher(values), "percentiles": percentiles(values)}
+            ways = {"as it is": lambda x, inside: x, "histogram": matcher(values), "percentiles": percentiles(values)}
             if change is not None:
                 ways["network, unchecked"] = change
             before = vessels(image, valid, frame)
             for method, way in ways.items():
-                made = np.where(valid, way(image), image).astype(np.float32)
+                made = np.where(valid, way(image, valid), image).astype(np.float32)
                 rows.append(scored(made, before if method != "as it is" else None, valid, frame, vendor, method, given))
             if change is not None:
                 from licag3d.metrics.synthesis import view_of
@@ -122,7 +122,7 @@ def measure(pool, given) -> tuple[list[dict], np.ndarray]:
                 seen = targets[number]
                 rows.append(scored(seen, None, valid_area(seen), frame, given.target, "target", given))
             if number == numbers[0]:
-                cells = [image, *(np.where(valid, way(image), image) for way in list(ways.values())[1:])]
+                cells = [image, *(np.where(valid, way(image, valid), image) for way in list(ways.values())[1:])]
                 sheet.append(np.hstack([cell[::2, ::2] for cell in [*cells, targets[number]]]))
     wide = max(line.shape[1] for line in sheet)
     return rows, np.vstack([np.pad(line, ((0, 0), (0, wide - line.shape[1]))) for line in sheet])
@@ -133,8 +133,8 @@ def percentiles(values: list):
     at = (1, 50, 99)
     wanted = np.mean([np.percentile(part, at) for part in values], 0)
 
-    def change(image: np.ndarray) -> np.ndarray:
-        have = np.maximum.accumulate(np.percentile(image, at) + np.array([0, 1e-4, 2e-4]))
+    def change(image: np.ndarray, valid: np.ndarray) -> np.ndarray:
+        have = np.maximum.accumulate(np.percentile(image[valid], at) + np.array([0, 1e-4, 2e-4]))
         low = wanted[0] + (image - have[0]) * (wanted[1] - wanted[0]) / (have[1] - have[0])
         high = wanted[1] + (image - have[1]) * (wanted[2] - wanted[1]) / (have[2] - have[1])
         return np.clip(np.where(image < have[1], low, high), 0, 1)

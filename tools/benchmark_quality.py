@@ -325,10 +325,12 @@ def table(result: dict) -> str:
 def write_curves(rows: list[dict], path: Path) -> None:
     """Overall score over severity by kind, mean over patients: truth, the network, region SSIM."""
     from licag3d.io.atomic import write_text
+    from licag3d.models.iqa import ROUTINGS
 
     lines = monotone(rows)
     kinds = list(dict.fromkeys(line["kind"] for line in lines))
-    colours = {"truth": "#222", "must": "#d1495b", "must, no reference": "#edae49", "region_ssim": "#30638e"}
+    network = next(name for name in rows[0] if name in ROUTINGS)
+    colours = {"truth": "#222", network: "#d1495b", f"{network}, no reference": "#edae49", "region_ssim": "#30638e"}
     wide, high, cols = 190, 150, 4
     parts = []
     for k, kind in enumerate(kinds):
@@ -342,7 +344,7 @@ def write_curves(rows: list[dict], path: Path) -> None:
                 parts.append(f'<polyline points="{" ".join(at)}" {style}/>')
     tall = 30 + ((len(kinds) + cols - 1) // cols) * (high + 40) + 20
     for k, (name, colour) in enumerate(colours.items()):
-        label = {"truth": "computed from truth", "must": "CAS-IQA"}.get(name, name.replace("must", "CAS-IQA"))
+        label = "computed from truth" if name == "truth" else name.replace(network, "CAS-IQA")
         parts.append(f'<text x="{30 + 190 * k}" y="{tall - 12}" font-size="12" fill="{colour}">{label}</text>')
     size = 30 + cols * (wide + 15)
     write_text(

@@ -167,7 +167,8 @@ def harmonise(change, view) -> Harmonised:
     or more, or more than :data:`MOST_LOST` of it comes or goes, less of the change is taken, none of it in the end.
 
     Args:
-        change: function of a frame in 0..1 to another, as ``lambda x: translate(model, x)``.
+        change: function of a frame in 0..1 and its X-ray field (bool) to another frame, as of
+            :func:`licag3d.harmonize.network_change`.
         view: a :class:`licag3d.structures.View`.
 
     Raises:
@@ -180,7 +181,7 @@ def harmonise(change, view) -> Harmonised:
         return predict(load_segmentor(), image, view.valid, view.camera.mm_per_pixel).vessel > 0.5
 
     before = vessels(view.image)
-    made = np.where(view.valid, change(view.image), view.image).astype(np.float32)
+    made = np.where(view.valid, change(view.image, view.valid), view.image).astype(np.float32)
     if not np.isfinite(made).all():
         raise InputError(f"{view.file}: the harmonised frame holds values that are no numbers: the weights are damaged")
     for share in SHARES:

@@ -157,20 +157,25 @@ def line_view(monkeypatch):
 
 
 def test_changes_that_move_vessels_are_taken_back(line_view):
-    tone = harmonise(lambda x: 0.9 * x, line_view)
+    tone = harmonise(lambda x, inside: 0.9 * x, line_view)
     assert tone.share == 1 and tone.shift_px == 0
-    moved = harmonise(lambda x: np.roll(x, 6, 0), line_view)
+    moved = harmonise(lambda x, inside: np.roll(x, 6, 0), line_view)
     assert moved.share < 0.5 and moved.shift_px < models.MOST_SHIFT_PX and max(moved.lost, moved.made_up) <= 0.15
-    gone = harmonise(lambda x: np.full_like(x, 0.9), line_view)
+    gone = harmonise(lambda x, inside: np.full_like(x, 0.9), line_view)
     assert gone.share <= 0.25  # a quarter of it leaves the line dark
     with pytest.raises(InputError, match="no numbers"):
-        harmonise(lambda x: np.full_like(x, np.nan), line_view)
+        harmonise(lambda x, inside: np.full_like(x, np.nan), line_view)
 
 
 def test_histograms_are_matched():
     rng = np.random.default_rng(0)
     target = [rng.beta(2, 5, 4000) for _ in range(3)]
-    made = matcher(target)(rng.uniform(0, 1, (50, 60)).astype(np.float32))
+    image = rng.uniform(0, 1, (50, 60)).astype(np.float32)
+    inside = np.ones(image.shape, bool)
+    inside[:, :20] = False
+    made = matcher(target)(image, inside)
+    assert np.array_equal(made[~inside], image[~inside])
+    made = made[inside]
     assert np.quantile(made, [0.1, 0.5, 0.9]) == pytest.approx(
         np.quantile(np.concatenate(target), [0.1, 0.5, 0.9]), abs=0.01
     )

@@ -299,3 +299,18 @@ def test_configuration_is_checked():
     for wrong in ({"width": 10, "heads": 3}, {"channels": (1, 2)}, {"routing": "random"}):
         with pytest.raises(InputError):
             IqaConfig(**wrong)
+
+
+def test_embedded_weights_tell_good_from_bad(scene):
+    from licag3d import weights as embedded
+    from licag3d.models.iqa import load_iqa
+
+    if not embedded.available("iqa"):
+        pytest.skip("no weights of CAS-IQA are part of this version")
+    model, facts = load_iqa()
+    assert "not human" in facts["truth"] and facts["bytes"] < 3_000_000
+    own, other = scene
+    overall = []
+    for defects in ({}, {"erased": 0.4}, {"erased": 1.0}):
+        overall.append(judge(model, synthetic(own, other, defects, 1)[0], own.frame, own.reference)[2])
+    assert overall[0] > 85 and overall[0] > overall[1] + 3 > overall[2] + 6
