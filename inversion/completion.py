@@ -2,7 +2,8 @@
 """The fitted tree and the matched curves become one set of curves, and its branches get their names.
 
 The tree of the prior, laid onto the views, comes first: it is smoother in depth and knows what overlaps. Matched curves
-add what it has not got. Stretches that no view shows are left out, unless they lie between stretches that are shown.
+add what it has not got. Stretches that no view shows are left out, unless they lie between stretches that are shown. A
+prior that the views do not bear out adds nothing.
 """
 
 from __future__ import annotations
@@ -31,16 +32,18 @@ class CompletionSettings:
         shortest_mm: shorter stretches are left out.
         apart_mm: matched curves farther than this from the prior's tree are vessels that it has not got.
         agree_mm: matched curves nearer than this bear the tree out.
-        doubt: below this overall trust of the prior the matched curves come first, and the prior adds to them.
+        doubt: below this overall trust of the prior only the matched curves count. sure: below this one only what every
+            view shows (outside its image aside) is taken from the prior.
         name_mm, name_share: a branch gets the name of the prior's branch near which this share of it lies.
     """
 
-    shown: float = 0.3
+    shown: float = 0.5
     gap_mm: float = 15.0
     shortest_mm: float = 4.0
     apart_mm: float = 1.5
     agree_mm: float = 1.0
     doubt: float = 0.5
+    sure: float = 0.75
     name_mm: float = 1.5
     name_share: float = 0.6
 
@@ -55,24 +58,28 @@ def completed_curves(
         curves: matched, of the same gauge.
     """
     settings = settings or CompletionSettings()
+    if overall < settings.doubt:
+        return list(curves)
     known = _points(curves)
     prior = []
     for k, branch in enumerate(snapped.tree.branches):
         views = np.stack([shown[k] for shown in snapped.shown])
         best = np.max(np.nan_to_num(views), axis=0)
-        keep = _bridged(best > settings.shown, branch.points_lps_mm, settings.gap_mm)
+        there = (
+            best if overall >= settings.sure else np.where(best > 0, np.min(np.nan_to_num(views, nan=1.0), axis=0), 0)
+        )
+        keep = _bridged(there > settings.shown, branch.points_lps_mm, settings.gap_mm)
         sure = PRIOR_CONFIDENCE * best
         if len(known[0]):
             gap, nearest = _tree(known[0]).query(branch.points_lps_mm)
             sure = np.where(gap < settings.agree_mm, np.maximum(sure, known[1][nearest]), sure)
         whole = Curve(branch.points_lps_mm, branch.radius_mm, sure, (None, None))
         prior += _stretches(whole, keep, settings.shortest_mm)
-    first, second = (prior, list(curves)) if overall >= settings.doubt else (list(curves), prior)
-    if not first:
-        return second
-    there = _tree(_points(first)[0])
-    out = list(first)
-    for curve in second:
+    if not prior:
+        return list(curves)
+    there = _tree(_points(prior)[0])
+    out = list(prior)
+    for curve in curves:
         off = there.query(curve.points_mm)[0] > settings.apart_mm
         out += _stretches(curve, off, settings.shortest_mm)
     return out

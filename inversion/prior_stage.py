@@ -90,7 +90,11 @@ def prior_stage(
         lines=lines,
         progress=lambda share, text: tell(0.7 * share, text),
     )
-    if match is not None and settings.rounds and len(found.cameras) > 1:
+    # A prior that the views do not bear out changes nothing: not the matching, not the cameras, not the tree.
+    held = fit.overall < settings.completion.doubt and len(found.cameras) > 1
+    if held:
+        fit = replace(fit, cameras=found.cameras)
+    elif match is not None and settings.rounds and len(found.cameras) > 1:
         tell(0.7, "matching with the prior")
         again = match(fit.cameras, (prior_cost(fit, settings.cost),))
         found = replace(again, scale_from=found.scale_from, assumptions=found.assumptions)
