@@ -240,7 +240,7 @@ def _vessel_stage(run: Run, found: FoundTree, cameras: tuple[Camera, ...], chain
     settings, tree = run.settings, found.tree
     held = replace(settings, camera_correction="none")  # the scale gauge is fixed already
     moved = ()
-    if settings.members and len(run.views) > 1:
+    if settings.members and found.fit is None and len(run.views) > 1:
         moved = rematch_ensemble(
             found.found,
             chains,

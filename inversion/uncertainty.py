@@ -80,11 +80,13 @@ def point_errors(
         found: what the views agreed on.
         moved_mm: per view ``(members, N)`` of :func:`licag3d.inversion.rematching.rematch_ensemble`; without it, or
             with no members, the cheaper formula without an ensemble is used.
-        fit: of the prior, where the tree was completed by one.
+        fit: of the prior, where the tree was completed by one; ``moved_mm`` is not used then.
         masks_given: the user's own masks of every view, which miss fewer vessels than what is found in the images.
     """
     members = len(moved_mm[0]) if len(moved_mm) else 0
     given = "masks" if masks_given else "images", "matching" if fit is None else "prior"
+    # Where the prior bears the tree, matching it again tells nothing more (docs/uncertainty.md).
+    members *= fit is None
     model = constants.MODELS[(*given, "ensemble" if members else "alone")]
     features = point_features(tree, cameras, chains, found, moved_mm, fit)
     if len(cameras) < 2:
