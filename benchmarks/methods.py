@@ -25,7 +25,7 @@ from licag3d.errors import InputError
 ROOT = Path(__file__).resolve().parents[1]
 OURS = "licag3d"
 #: Flags of ``python -m licag3d.invert`` with which ours enters.
-OUR_FLAGS = "--prior none --quiet"
+OUR_FLAGS = "--quiet"
 #: Rivals by name: module under benchmarks/baselines and function.
 RIVALS = {
     "visual_hull": "visual_hull:reconstruct",
