@@ -50,7 +50,7 @@ def test_width_tells_the_depth():
         assert found is not None
         pixels, depths = view.camera.project(catheter.points_lps_mm[:40])
         true_mm = 6 * FRENCH_MM * view.camera.sid_mm / np.median(depths)
-        # What the lumen holds and what the display does to edges is not known: the docs say 7 % (one standard deviation).
+        # What the lumen holds and what the display does to edges is not known: 7 %, one standard deviation.
         assert found.width_mm == pytest.approx(true_mm, rel=0.15)
         assert np.linalg.norm(found.tip_px - pixels[0]) < 12
         widths[depth_mm] = found.width_mm
