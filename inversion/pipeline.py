@@ -72,7 +72,8 @@ def reconstruct(
     cameras, facts, record_2 = _camera_stage(run, chains, evidence)
     contrast = [contrast_of(item) for item in evidence]
     given = tuple(view.camera for view in run.views)
-    consistent = sanity.consistency(given, cameras, chains, contrast, settings)
+    same = sanity.same_patient(evidence, given, settings.device)
+    consistent = sanity.consistency(given, cameras, chains, contrast, settings, same)
     found = find_tree(run.views, evidence, chains, cameras, settings, run.progress)
     field, cameras, metrics, record_3 = _field_stage(run, found.tree, found.cameras, evidence, chains)
     tree, errors, record_4 = _vessel_stage(run, found, cameras, chains)

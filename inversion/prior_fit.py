@@ -58,6 +58,7 @@ class PriorSettings:
         view_shift_sigma_mm: of what the camera search left of an offset, across the epipolar planes and toward the
             detector. view_turn_sigma_deg: the same of an angle. move_cameras: let all views but the first move.
         calibre: weight per mm of the squared log ratio of calibres.
+        encoder: start from the code of the tree encoder as well.
     """
 
     steps: int = 220
@@ -82,6 +83,7 @@ class PriorSettings:
     direction_mm: float = 4.0
     calibre_mm: float = 1.5
     calibre: float = 0.1
+    encoder: bool = False
     view_shift_sigma_mm: tuple[float, float] = (0.5, 3.0)
     view_turn_sigma_deg: float = 0.5
     move_cameras: bool = True
@@ -247,6 +249,7 @@ def fit_prior(
     start=None,
     labels: torch.Tensor | None = None,
     lines: Sequence[WeakLines] | None = None,
+    encoded: Codes | None = None,
     progress: Callable[[float, str], None] | None = None,
 ) -> PriorFit:
     """Fit the generator's tree to matched points and the centrelines of all views.
@@ -256,6 +259,7 @@ def fit_prior(
         start: an earlier :class:`PriorFit` to go on from (its artery is kept).
         labels: ``(B, labels)`` to try; default right and left, co-dominant or not.
         lines: per view, of :func:`weak_lines`: faint vessels are worth their probability.
+        encoded: one more start, of :func:`licag3d.inversion.encoder_start.encoder_start`.
     """
     settings = settings or PriorSettings()
     evidence = gather(cameras, chains, points_mm, confidence, settings.spacing_mm, lines)
@@ -268,6 +272,8 @@ def fit_prior(
         for artery in dict.fromkeys(artery_of(row) for row in labels):
             rows = labels[[artery_of(row) == artery for row in labels]]
             codes = Codes.start(generator, rows, np.zeros(3), len(cameras))
+            if encoded is not None and artery_of(encoded.label[0]) == artery:
+                codes = codes.and_also(encoded)
             with torch.no_grad():
                 pieces = writers[artery].segments(codes, softness=4.0)
                 weight = (pieces.length_mm * pieces.gate)[..., None]
@@ -286,13 +292,18 @@ def fit_prior(
         row = int(costs[best].argmin())
         others = [float(value.min()) for name, value in costs.items() if name != best]
         margin = (min(others) / float(costs[best].min()) - 1) if others else 1.0
-        codes, home_best = groups[best].take([row]), home[best][row : row + 1]
+        rows = [row]
+        if encoded is not None and artery_of(encoded.label[0]) == best and row != len(costs[best]) - 1:
+            rows.append(len(costs[best]) - 1)  # the encoder's start goes on beside the best: the end tells
+        codes, home_best = groups[best].take(rows), home[best][rows]
     else:
         (best, codes), margin = next(iter(groups.items())), start.margin
         home_best = home[best]
         trial = int(settings.steps * 0.5)
     if settings.starts > 1 and start is None:
-        codes, home_best = _several(codes, settings), home_best.expand(settings.starts, -1)
+        rest, home_rest = codes.take(range(1, len(codes.z))), home_best[1:]
+        codes = _several(codes.take([0]), settings).and_also(rest)
+        home_best = torch.cat([home_best[:1].expand(settings.starts, -1), home_rest])
     codes, cost = _descend(writers[best], codes, home_best, evidence, settings, trial, settings.steps, progress)
     row = int(cost.argmin())
     return _result(generator, codes.take([row]), best, evidence, margin, float(cost[row]))

@@ -51,6 +51,10 @@ class Codes:
         """Some of the starts."""
         return Codes(*(value[list(rows)].detach().clone() for value in vars(self).values()))
 
+    def and_also(self, other: Codes) -> Codes:
+        """These starts and others."""
+        return Codes(*(torch.cat([a, b]) for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
+
     def styles(self, generator: Generator) -> torch.Tensor:
         """Structure styles ``(B, groups, w_dim)``."""
         return generator.map(self.z, self.label)[:, None] + self.delta

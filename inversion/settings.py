@@ -135,7 +135,9 @@ def inversion_settings(
         members={"fast": 0, "default": 4, "best": 10}[quality],
         search=SearchSettings(starts=starts, generations=generations),
         prior_stage=PriorStageSettings(
-            fit=PriorSettings(trial_steps=steps[0], steps=steps[1], starts=6 if quality == "best" else 1)
+            fit=PriorSettings(
+                trial_steps=steps[0], steps=steps[1], starts=6 if quality == "best" else 1, encoder=quality == "best"
+            )
         ),
         field=FieldSettings(spacing_mm=spacing_mm, iterations=0 if "field" in skip else iterations),
     )

@@ -164,6 +164,7 @@ def _complete(views, evidence, chains, found, settings, match, progress):
         match=lambda cameras, costs: match(cameras, chains, held, place_costs=costs),
         lines=[weak_lines(e, v) for e, v in zip(evidence, views, strict=True)],
         labels=labels,
+        encoded=_encoded(evidence, found.cameras, generator, settings),
         progress=lambda share, text: progress("prior", share, text),
     )
     assembly = assemble_tree(list(staged.curves), settings.assembly)
@@ -175,6 +176,19 @@ def _complete(views, evidence, chains, found, settings, match, progress):
     shown = tree_pictures(views, staged.cameras, tree)
     seconds = time.perf_counter() - begin
     return staged, tree, assembly, StageRecord("Prior of the tree", seconds, {}, shown, note)
+
+
+def _encoded(evidence, cameras, generator, settings: InversionSettings):
+    from licag3d import weights
+
+    if not settings.prior_stage.fit.encoder or not weights.available("tree_encoder"):
+        return None
+    from licag3d.inversion.encoder_start import encoder_start
+    from licag3d.models.encode_views import encode_views
+    from licag3d.models.encoder import load_tree_encoder
+
+    encoder = load_tree_encoder(device=settings.device)
+    return encoder_start(encode_views(list(evidence), list(cameras), encoder=encoder), generator, len(cameras))
 
 
 def _refine(views, evidence, tree, cameras, settings, progress):

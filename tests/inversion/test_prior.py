@@ -191,3 +191,24 @@ def test_evolution_brings_a_moved_view_back(scene):
     in_plane = np.hypot(error @ frame.column, error @ frame.row)
     assert found.loss < 0.5 * found.loss_before and in_plane < 4.0
     assert found.evaluations >= 24 * 10
+
+
+def test_the_encoders_code_is_a_start_that_maps_to_it(generator):
+    from types import SimpleNamespace
+
+    from licag3d.inversion.encoder_start import encoder_start
+    from licag3d.models.generator import labels_of
+
+    label = labels_of(["lca"], [False], len(generator.config.labels))
+    torch.manual_seed(3)
+    with torch.no_grad():
+        w = generator.map(0.6 * torch.randn(1, generator.config.z_dim), label)
+    wanted = generator.spread(w)[0].numpy()
+    made = SimpleNamespace(artery="lca", label_probability=np.array([0.0, 1.0, 0.1]), w_plus=wanted)
+    start = encoder_start(made, generator, views=2)
+    with torch.no_grad():
+        found = generator.map(start.z, start.label)
+    far = torch.linalg.norm(generator.average(label) - w)
+    assert torch.linalg.norm(found - w) < 0.1 * far
+    both = start.and_also(start)
+    assert len(both.z) == 2 and both.view_shift_mm.shape[1] == 2
