@@ -13,6 +13,7 @@ from licag3d.inversion import pictures
 from licag3d.inversion.assembly import Assembly, assemble_tree
 from licag3d.inversion.chains import Chains
 from licag3d.inversion.prior_fit import PriorFit
+from licag3d.inversion.prior_stage import DOUBTFUL_PRIOR
 from licag3d.inversion.settings import InversionSettings
 from licag3d.inversion.several import Correspondence, match_all
 from licag3d.report.result import StageRecord
@@ -28,6 +29,12 @@ NOTHING_MATCHED = (
 PRIOR_ASSUMED = (
     "Where the views leave the tree open it follows a prior learned from synthetic coronary trees; branch names come "
     "from it."
+)
+#: Where the views agree on less than this share of what they agree on without the learned judge, it does not know such
+#: vessels (0.52 on tubes of a bench phantom; 0.92 or more on validation trees, 0.78 on trees outside the family).
+LEAST_JUDGED = 0.7
+JUDGE_OVERRULED = (
+    "The learned judge of matches does not know vessels like these: they were matched by calibre, slope and contrast."
 )
 DEPTH_FROM_PRIOR = "One view does not show depth: it comes from the prior alone, and is a guess."
 
@@ -87,7 +94,8 @@ def find_tree(
         if len(views) == 1:
             warnings, assumptions = [DEPTH_FROM_PRIOR], []
         warnings += [*found.warnings * (len(views) > 1), *staged.warnings]
-        assumptions.append(PRIOR_ASSUMED)
+        if fit.overall >= DOUBTFUL_PRIOR:
+            assumptions.append(PRIOR_ASSUMED)
     cameras = found.cameras
     if "refinement" not in settings.skip:
         tree, cameras, record = _refine(views, evidence, tree, cameras, settings, progress)
@@ -106,8 +114,15 @@ def matcher(
     judge = correspondence_judge(tuple(evidence), device=settings.device) if len(views) > 1 else None
 
     def match(cameras, chains, settings, *, place_costs=(), fix_scale=False) -> Correspondence:
+        nonlocal judge
         ruler = _ruler(views, evidence, settings) if fix_scale and len(views) > 1 else None
-        return match_all(cameras, chains, settings, place_costs=place_costs, judge=judge, ruler=ruler)
+        found = match_all(cameras, chains, settings, place_costs=place_costs, judge=judge, ruler=ruler)
+        if fix_scale and judge is not None:
+            plain = match_all(cameras, chains, settings, place_costs=place_costs, ruler=ruler)
+            if found.agreed_share < LEAST_JUDGED * plain.agreed_share:
+                judge = None
+                return replace(plain, warnings=(*plain.warnings, JUDGE_OVERRULED))
+        return found
 
     return match
 

@@ -157,3 +157,13 @@ def test_result_is_plain_json(result, tmp_path):
     summary = json.loads(files["result.json"].read_text())
     assert summary["tree"]["branches"] == len(result.tree.branches)
     assert len(summary["stages"]) == 7
+
+
+def test_a_judge_that_knows_no_such_vessels_is_overruled(views, monkeypatch):
+    from licag3d.inversion import tree_stages
+
+    result = reconstruct(views, replace(QUICK, prior="none", skip=("refinement",)))
+    assert tree_stages.JUDGE_OVERRULED not in result.warnings
+    monkeypatch.setattr(tree_stages, "LEAST_JUDGED", 10.0)
+    overruled = reconstruct(views, replace(QUICK, prior="none", skip=("refinement",)))
+    assert tree_stages.JUDGE_OVERRULED in overruled.warnings
