@@ -36,7 +36,6 @@ LEAST_JUDGED = 0.7
 JUDGE_OVERRULED = (
     "The learned judge of matches does not know vessels like these: they were matched by calibre, slope and contrast."
 )
-DEPTH_FROM_PRIOR = "One view does not show depth: it comes from the prior alone, and is a guess."
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ def find_tree(
         records.append(record)
         found, fit = staged.found, staged.fit
         if len(views) == 1:
-            warnings, assumptions = [DEPTH_FROM_PRIOR], []
+            warnings, assumptions = [], []  # those of a flat tree
         warnings += [*found.warnings * (len(views) > 1), *staged.warnings]
         if fit.overall >= DOUBTFUL_PRIOR:
             assumptions.append(PRIOR_ASSUMED)
