@@ -15,7 +15,8 @@ from licag3d.inversion.assembly import Curve
 from licag3d.inversion.chains import Chains
 from licag3d.inversion.completion import CompletionSettings, completed_curves
 from licag3d.inversion.prior_cost import PriorCostSettings, prior_cost
-from licag3d.inversion.prior_fit import PriorFit, PriorSettings, WeakLines, fit_prior
+from licag3d.inversion.prior_evidence import WeakLines
+from licag3d.inversion.prior_fit import PriorFit, PriorSettings, fit_prior
 from licag3d.inversion.snapping import Snapped, SnapSettings, snap_tree
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def prior_stage(
         start: an earlier ``PriorFit`` to go on from.
         encoded: one more start, of :func:`licag3d.inversion.encoder_start.encoder_start`.
         labels: ``(B, labels)`` of the arteries to try; default all.
-        lines: per view, of :func:`licag3d.inversion.prior_fit.weak_lines`: faint vessels guide the fit.
+        lines: per view, of :func:`licag3d.inversion.prior_evidence.weak_lines`: faint vessels guide the fit.
         progress: called with the share done (0..1) and a line of text.
     """
     settings = settings or PriorStageSettings()

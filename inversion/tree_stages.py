@@ -159,7 +159,7 @@ def match_pictures(views, chains, found: Correspondence) -> dict:
 
 def _complete(views, evidence, chains, found, settings, match, progress):
     from licag3d.inversion.completion import name_branches
-    from licag3d.inversion.prior_fit import weak_lines
+    from licag3d.inversion.prior_evidence import weak_lines
     from licag3d.inversion.prior_stage import prior_stage
     from licag3d.models.generator import labels_of, load_generator
 
