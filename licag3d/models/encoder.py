@@ -14,7 +14,7 @@ heads hold 175 million numbers, these 0.1 million.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
@@ -22,12 +22,12 @@ from torch import nn
 
 from licag3d.errors import InputError
 from licag3d.models.branch_table import ARTERIES, table_of
+from licag3d.models.encoder_config import TreeEncoderConfig, config_facts, tree_encoder_config
+from licag3d.models.encoder_layers import Mixer, Residual, token_places
 from licag3d.models.lift import Lift
 from licag3d.models.named_update import NamedUpdate, along_courses, cells_of, patients_moments
 from licag3d.models.vit import initialise
 
-#: Raised when tensors of older files no longer mean the same.
-ENCODER_VERSION = 1
 #: Most views of one patient.
 MOST_VIEWS = 8
 #: Sweeps: how far (mm) a pixel may lie from the branch that it is named for, at first and in the end; in these units,
@@ -35,84 +35,6 @@ MOST_VIEWS = 8
 SWEEP_MM, OUTSIDE, TRUST, SHARPER = (3.5, 1.5), 2.0, 1.0, 4.0
 #: Numbers that describe the camera of a view: beam, column and row direction, distances, pixel aspect.
 CAMERA_NUMBERS = 11
-
-
-@dataclass(frozen=True)
-class TreeEncoderConfig:
-    """Architecture.
-
-    Args:
-        channels: of a window: vessel probability and line integral; a third is the frame itself (0..1).
-        window_px: rows and columns of a window; window_mm: its edge at the isocentre.
-        widths: of the pyramid at a half, a quarter, ... a 32nd of the window.
-        token: width of tokens. blocks: of self-attention within a view; readers: of style queries over all views.
-        heads: of attention. dense: width of the dense maps at a quarter of the window.
-        styles: of the generator that W+ codes are for; structure: of those, the first that write the tree.
-        w_dim: size of a style. tuple_dim: size of the code that tells patients apart.
-        start: ``none``, or ``vasomim``: the tokens of the embedded angiogram encoder (frozen, not part of these
-            weights) enter the pyramid as one more level.
-        stretches: named places per branch that correct the code; 0 leaves the correction out. cells: of the dense maps,
-            those with most vessel, that are read for it.
-        lifted: channels of the tri-plane residual lifted from the views (:mod:`licag3d.models.lift`); 0 leaves it out:
-            it was worth nothing (docs/encoder.md). planes: channels of the generator's planes.
-    """
-
-    channels: int = 2
-    window_px: int = 256
-    window_mm: float = 140.0
-    widths: tuple[int, ...] = (16, 32, 56, 96, 128)
-    token: int = 128
-    blocks: int = 2
-    readers: int = 2
-    heads: int = 4
-    dense: int = 28
-    styles: int = 16
-    structure: int = 5
-    w_dim: int = 256
-    tuple_dim: int = 64
-    start: str = "none"
-    stretches: int = 6
-    cells: int = 512
-    lifted: int = 0
-    planes: int = 32
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "widths", tuple(int(width) for width in self.widths))
-        if self.start not in ("none", "vasomim"):
-            raise InputError(f"start is '{self.start}'; choose none or vasomim")
-        for name, low, high in (
-            ("channels", 2, 3),
-            ("window_px", 32, 1024),
-            ("window_mm", 40, 400),
-            ("token", 8, 1024),
-            ("blocks", 0, 12),
-            ("readers", 1, 12),
-            ("heads", 1, 16),
-            ("dense", 4, 512),
-            ("styles", 1, 64),
-            ("structure", 1, 16),
-            ("w_dim", 1, 4096),
-            ("tuple_dim", 2, 1024),
-            ("stretches", 0, 32),
-            ("cells", 16, 65536),
-            ("lifted", 0, 64),
-            ("planes", 1, 512),
-        ):
-            if not low <= getattr(self, name) <= high:
-                raise InputError(f"{name} is {getattr(self, name)}; give {low} to {high}")
-        if len(self.widths) < 3 or not all(4 <= width <= 1024 for width in self.widths):
-            raise InputError(f"widths is {self.widths}; give 3 or more numbers from 4 to 1024")
-        if self.window_px % (1 << len(self.widths)):
-            raise InputError(f"window_px is {self.window_px}; give a multiple of {1 << len(self.widths)}")
-        if self.token % self.heads or self.token % 4:
-            raise InputError(f"token is {self.token}; give a multiple of 4 and of heads ({self.heads})")
-        if self.structure > self.styles:
-            raise InputError(f"structure is {self.structure}, more than the {self.styles} styles")
-
-    @property
-    def map_px(self) -> int:
-        """Rows and columns of the dense maps."""
-        return self.window_px // 4
 
 
 @dataclass(frozen=True)
@@ -184,7 +106,7 @@ class TreeFromViews(nn.Module):
         for level, width in enumerate(c.widths):
             self.down.append(nn.Conv2d(before, width, 5 if level == 0 else 3, 2, 2 if level == 0 else 1))
             # The first level is wide in pixels and would cost as much as all others.
-            self.blocks_2d.append(nn.Sequential(*(_Residual(width) for _ in range(min(level, 2)))))
+            self.blocks_2d.append(nn.Sequential(*(Residual(width) for _ in range(min(level, 2)))))
             self.turn.append(nn.Linear(64, 2 * width))
             before = width
         self.other = nn.Conv2d(VASOMIM_WIDTH, c.widths[-1], 1) if c.start == "vasomim" else None
@@ -200,17 +122,17 @@ class TreeFromViews(nn.Module):
         self.name = nn.Linear(c.dense, sum(self.slots) + 2)
         self.enter = nn.Linear(c.widths[-1], c.token)
         self.enter_camera = nn.Linear(64, c.token)
-        self.blocks = nn.ModuleList(_Mixer(c.token, c.heads) for _ in range(c.blocks))
+        self.blocks = nn.ModuleList(Mixer(c.token, c.heads) for _ in range(c.blocks))
         self.back = nn.Linear(c.token, c.widths[-1])
         # Per artery: the common code and its structure styles; for both: label, patient.
         self.query = nn.Parameter(0.5 * torch.randn(2, 1 + c.structure, c.token))
         self.question = nn.Parameter(0.5 * torch.randn(2, c.token))
-        self.readers = nn.ModuleList(_Mixer(c.token, c.heads) for _ in range(c.readers))
+        self.readers = nn.ModuleList(Mixer(c.token, c.heads) for _ in range(c.readers))
         self.to_style = nn.Sequential(nn.Linear(c.token, 2 * c.token), nn.SiLU(), nn.Linear(2 * c.token, c.w_dim))
         self.to_label = nn.Linear(c.token, 3)
         self.to_tuple = nn.Linear(c.w_dim + c.token, c.tuple_dim)
         self.view_question = nn.Parameter(0.5 * torch.randn(1, c.token))
-        self.view_reader = _Mixer(c.token, c.heads)
+        self.view_reader = Mixer(c.token, c.heads)
         self.to_view = nn.Sequential(nn.Linear(2 * c.token, c.token), nn.SiLU(), nn.Linear(c.token, 3))
         self.to_spread = nn.Linear(c.token, 2)
         self.update = NamedUpdate(c.structure + 1, c.w_dim, c.stretches) if c.stretches else None
@@ -264,7 +186,7 @@ class TreeFromViews(nn.Module):
             far = F.interpolate(frozen.flatten(0, 1).to(x.dtype), size=x.shape[-2:], mode="area")
             x = x + self.other(far)
         tokens = self.enter(x.flatten(2).transpose(1, 2)) + self.enter_camera(angle)[:, None]
-        place = _places(x.shape[-1], c.token, x.device).to(tokens.dtype)
+        place = token_places(x.shape[-1], c.token, x.device).to(tokens.dtype)
         tokens = tokens + place
         for block in self.blocks:
             tokens = block(tokens, tokens)
@@ -417,53 +339,6 @@ class TreeFromViews(nn.Module):
 VASOMIM_WIDTH = 192
 
 
-class _Residual(nn.Module):
-    """Two convolutions beside a straight path, which is all there is at the start (no normalisation is needed then)."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.first = nn.Conv2d(width, width, 3, padding=1)
-        self.last = nn.Conv2d(width, width, 3, padding=1)
-        nn.init.kaiming_normal_(self.first.weight, nonlinearity="linear")
-        nn.init.kaiming_normal_(self.last.weight, nonlinearity="linear")
-        nn.init.zeros_(self.first.bias)
-        nn.init.zeros_(self.last.bias)
-        self.share = nn.Parameter(torch.full((1,), 0.2))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.share.to(x.dtype) * self.last(F.silu(self.first(F.silu(x))))
-
-
-class _Mixer(nn.Module):
-    """Attention of queries over tokens, then a perceptron; both beside a straight path."""
-
-    def __init__(self, width: int, heads: int):
-        super().__init__()
-        self.heads = heads
-        self.norm_q, self.norm_t, self.norm_x = (nn.LayerNorm(width) for _ in range(3))
-        self.q, self.kv, self.out = nn.Linear(width, width), nn.Linear(width, 2 * width), nn.Linear(width, width)
-        self.mlp = nn.Sequential(nn.Linear(width, 3 * width), nn.GELU(), nn.Linear(3 * width, width))
-        for part in (self.q, self.kv, self.out, self.mlp):
-            initialise(part)
-
-    def forward(self, x: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """``x`` ``(B, Q, width)``; tokens ``(B, T, width)``."""
-        q = self._split(self.q(self.norm_q(x)))
-        k, v = (self._split(part) for part in self.kv(self.norm_t(tokens)).chunk(2, -1))
-        weights = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(-1, -2)).float()
-        x = x + self.out(torch.matmul(weights.softmax(-1).to(v.dtype), v).transpose(1, 2).flatten(2))
-        return x + self.mlp(self.norm_x(x))
-
-    def _split(self, x: torch.Tensor) -> torch.Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-
-
-def _places(side: int, width: int, device) -> torch.Tensor:
-    from licag3d.models.vit import position_code
-
-    return position_code(side, side, width, side, device)
-
-
 def set_codes(net: TreeFromViews, generator, reader=None, data=None) -> None:
     """Mean codes of a generator and, where training vectors are given, the spread of patients about them.
 
@@ -522,30 +397,3 @@ def load_tree_encoder(
         net.attach(load_generator(generator, device)[0])
         net.card = card
     return net.eval().requires_grad_(False).to(device)
-
-
-def tree_encoder_config(card: dict, source: str) -> TreeEncoderConfig:
-    """The configuration that a card holds.
-
-    Raises:
-        InputError: there is none, or it is one of another version.
-    """
-    found = card.get("config") if card.get("model") == "tree_encoder" else None
-    if not isinstance(found, dict):
-        raise InputError(f"{source}: no weights of a tree encoder; train one (python -m licag3d.train encoder)")
-    found = dict(found)
-    version = found.pop("version", None)
-    known = {item.name for item in fields(TreeEncoderConfig)}
-    if version != ENCODER_VERSION or found.keys() - known:
-        raise InputError(
-            f"{source}: of another version of the tree encoder ({version!r}, this reads {ENCODER_VERSION})"
-        )
-    try:
-        return TreeEncoderConfig(**found)
-    except TypeError as error:
-        raise InputError(f"{source}: the configuration of the tree encoder cannot be read ({error})") from None
-
-
-def config_facts(config: TreeEncoderConfig) -> dict:
-    """The configuration as JSON, with its version."""
-    return {"version": ENCODER_VERSION, **asdict(config)}
