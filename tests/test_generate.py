@@ -16,7 +16,8 @@ import torch
 from licag3d import generate
 from licag3d.command import status_of
 from licag3d.errors import InputError
-from licag3d.models.generator import Generator, GeneratorConfig, config_facts
+from licag3d.models.generator import Generator, GeneratorConfig
+from licag3d.models.generator_config import config_facts
 from licag3d.models.samples import codes, draw, line_integrals
 from licag3d.train.checkpoints import save_weights
 

@@ -14,7 +14,7 @@ from licag3d.losses.volume import point_dice_loss, wall_ramp
 from licag3d.models.branch_table import ARTERIES
 from licag3d.models.encode_views import frozen_tokens
 from licag3d.models.encoder import Codes, TreeFromViews, ViewFeatures
-from licag3d.models.generator import INSIDE_MU
+from licag3d.models.generator_config import INSIDE_MU
 from licag3d.models.lift import with_residual
 from licag3d.train.encoder_settings import EncoderStepSettings
 from licag3d.train.generator_vectors import as_logits, vector_loss

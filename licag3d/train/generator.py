@@ -54,7 +54,7 @@ def main(arguments) -> int:
     from dataclasses import asdict
 
     from licag3d.losses.adversarial import lazy_factor
-    from licag3d.models.generator import config_facts
+    from licag3d.models.generator_config import config_facts
     from licag3d.phantom import splits
     from licag3d.train import generator_step as steps
     from licag3d.train.checkpoints import export_weights
@@ -137,7 +137,7 @@ def config_of_flags(arguments):
     Raises:
         InputError: a value out of range.
     """
-    from licag3d.models.generator import GeneratorConfig, config_of
+    from licag3d.models.generator_config import GeneratorConfig, config_of
     from licag3d.train.checkpoints import load_weights
     from licag3d.train.generator_prior import KINDS
     from licag3d.weights import load

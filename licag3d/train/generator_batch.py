@@ -11,7 +11,7 @@ import torch
 from licag3d.geometry import Camera, Cameras
 from licag3d.models.branch_table import ARTERIES
 from licag3d.models.discriminator import camera_label
-from licag3d.models.generator import INSIDE_MU
+from licag3d.models.generator_config import INSIDE_MU
 from licag3d.phantom import views as view_choice
 from licag3d.phantom.queries import TreeQueries, near_points
 from licag3d.structures import Branch, VesselTree

@@ -12,7 +12,7 @@ import torch
 from licag3d.geometry import Camera, Cameras
 from licag3d.io.atomic import write_bytes
 from licag3d.models.branch_table import ARTERIES, tree_of
-from licag3d.models.generator import INSIDE_MU
+from licag3d.models.generator_config import INSIDE_MU
 from licag3d.phantom import splits
 from licag3d.phantom.queries import TreeQueries, near_points
 from licag3d.train.generator_batch import BatchMaker, path_mm

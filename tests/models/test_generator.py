@@ -8,7 +8,8 @@ import torch
 
 from licag3d.errors import InputError
 from licag3d.geometry import Camera, Cameras
-from licag3d.models.generator import Generator, GeneratorConfig, config_facts, labels_of, load_generator
+from licag3d.models.generator import Generator, GeneratorConfig, labels_of, load_generator
+from licag3d.models.generator_config import config_facts
 from licag3d.models.synthesis import ModulatedConv
 
 SMALL = GeneratorConfig(
