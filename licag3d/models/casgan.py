@@ -206,9 +206,9 @@ class Generator(nn.Module):
         return self.out(x)
 
 
-def patches(channels: int) -> nn.Sequential:
-    """A discriminator of patches: ``(n, 1, h, w)`` to a map of judgements (Isola et al., CVPR 2017)."""
-    layers: list[nn.Module] = [nn.Conv2d(1, channels, 4, 2, 1), nn.LeakyReLU(0.2)]
+def patches(channels: int, inside: int = 1) -> nn.Sequential:
+    """A discriminator of patches: ``(n, inside, h, w)`` to a map of judgements (Isola et al., CVPR 2017)."""
+    layers: list[nn.Module] = [nn.Conv2d(inside, channels, 4, 2, 1), nn.LeakyReLU(0.2)]
     for k in (1, 2):
         layers += [
             nn.Conv2d(channels * k, channels * 2 * k, 4, 2, 1),

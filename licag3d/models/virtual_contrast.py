@@ -37,7 +37,8 @@ def load_synthesiser(weights: str = NAME, device: str = "cpu", threshold: float 
     """The network that draws: mask-first synthesis or CAS-GAN, told apart by the weights.
 
     Args:
-        weights: an embedded name, or a ``.safetensors`` file of ``licag3d.train`` mask-first or casgan.
+        weights: an embedded name, or a ``.safetensors`` file of ``licag3d.train`` mask-first, casgan or
+            synthesis-rivals.
         threshold: of mask-first synthesis, see :func:`licag3d.models.mask_first.synthesise`.
 
     Raises:
@@ -54,19 +55,26 @@ def load_synthesiser(weights: str = NAME, device: str = "cpu", threshold: float 
     if own:
         from licag3d.train.checkpoints import load_weights
 
-        if load_weights(weights)[1].get("model") == "casgan":
-            return _casgan(weights, device)
+        model = load_weights(weights)[1].get("model")
+        if model in ("casgan", "synthesis-rival"):
+            return _generator(weights, device, model)
     from licag3d.models.mask_first import load_mask_first, synthesise
 
     model, _ = load_mask_first(weights, device)
     return lambda view: synthesise(model, view.image, view.valid, view.camera.mm_per_pixel, threshold=threshold)
 
 
-def _casgan(weights: str, device: str) -> Synthesiser:
-    from licag3d.models.casgan import load_casgan, synthesise
+def _generator(weights: str, device: str, kind: str) -> Synthesiser:
+    """A network that makes pictures; its attention (darkening, where it has none) stands for the probability."""
+    from licag3d.models import casgan, synthesis_rivals
     from licag3d.models.mask_first import expected_dice
 
-    model, facts = load_casgan(weights, device)
+    load, synthesise = (
+        (casgan.load_casgan, casgan.synthesise)
+        if kind == "casgan"
+        else (synthesis_rivals.load_rival, synthesis_rivals.synthesise)
+    )
+    model, facts = load(weights, device)
 
     def draw(view: View) -> Synthesis:
         made, attention = synthesise(model, view.image, view.camera.mm_per_pixel, float(facts["working_mm"]))

@@ -23,6 +23,10 @@ VERBS = {
     "vasomim": ("licag3d.train.vasomim", "masked pre-training of the angiogram encoder"),
     "mask-first": ("licag3d.train.mask_first", "synthesis of angiograms: vessels of contrast-free frames"),
     "casgan": ("licag3d.train.casgan", "synthesis of angiograms without pairs: CAS-GAN and its ablation"),
+    "synthesis-rivals": (
+        "licag3d.train.synthesis_rivals",
+        "what synthesis is compared with: CycleGAN, CUT, AttentionGAN, pix2pix, a mask of one darkness",
+    ),
     "iqa": ("licag3d.train.iqa", "quality of synthetic angiograms: computed or human scores"),
     "cyclegan": ("licag3d.train.cyclegan", "style harmonisation between two centres, vessels kept"),
     "downstream": ("licag3d.train.downstream", "segmentation, labelling and stenosis from few labels"),
@@ -31,7 +35,7 @@ VERBS = {
 
 def main(argv: list[str]) -> int:
     """Hand the flags to the module of the verb; it is imported only now, so that help is quick."""
-    listing = "\n".join(f"  {verb:12s}{text}" for verb, (_, text) in VERBS.items())
+    listing = "\n".join(f"  {verb:18s}{text}" for verb, (_, text) in VERBS.items())
     if not argv or argv[0] in ("-h", "--help"):
         print(
             f"usage: python -m licag3d.train MODEL [flags]\n\nmodels:\n{listing}\n\nflags of one model: "

@@ -30,6 +30,7 @@ def add_flags(parser) -> None:
     data.add_argument("--validation", metavar="DIR", help="pool of validation pairs; made beside the run if missing")
     data.add_argument("--paired", action="store_true", help="compare with the angiogram of the same patient (phantom)")
     data.add_argument("--size", type=int, default=128, metavar="PX", help="rows and columns of a training crop")
+    add_bank_flag(data)
     model = parser.add_argument_group("model")
     model.add_argument("--ablation", action="store_true", help="train all eight rows of the ablation, one by one")
     model.add_argument("--no-drl", action="store_true", help="without disentanglement: one code, no predictor")
@@ -39,11 +40,20 @@ def add_flags(parser) -> None:
         "--composition", choices=("fusion", "attenuate"), default="fusion", help="x (1 - A) + C A, or x exp(-A C)"
     )
     model.add_argument("--channels", type=int, default=16, metavar="N", help="of the first layer of the generators")
+    model.add_argument("--blocks", type=int, default=3, metavar="N", help="residual blocks of encoders and generators")
     model.add_argument("--leak-noise", type=float, default=0.0, metavar="S", help="noise before the predictor")
     model.add_argument(
         "--adversarial", choices=("least-squares", "log"), default="least-squares", help="form of the adversarial terms"
     )
     model.add_argument("--semantic-weight", type=float, default=0.5, metavar="W", help="of the vessel-map loss")
+
+
+def add_bank_flag(parser) -> None:
+    """``--bank`` and ``--bank-file``."""
+    parser.add_argument(
+        "--bank", type=int, default=0, metavar="N", help="make N samples once and draw from them; 0 makes all anew"
+    )
+    parser.add_argument("--bank-file", metavar="FILE", help="where the bank is kept, for several runs (safetensors)")
 
 
 def main(arguments) -> int:
@@ -59,6 +69,7 @@ def main(arguments) -> int:
         vsgl=not arguments.no_vsgl,
         composition=arguments.composition,
         channels=arguments.channels,
+        blocks=arguments.blocks,
         patch_channels=arguments.channels,
         leak_noise=arguments.leak_noise,
     )
@@ -78,6 +89,10 @@ def _check(arguments) -> None:
         raise InputError("--contrast-free and --angiograms belong together: give both folders, or --pool")
     if bool(own[0]) == bool(arguments.pool):
         raise InputError("give the data: either --pool DIR, or --contrast-free DIR with --angiograms DIR")
+    if arguments.bank and own[0]:
+        raise InputError("--bank holds samples of a phantom pool: leave it out with own folders")
+    if arguments.bank_file and not arguments.bank:
+        raise InputError(f"--bank-file {arguments.bank_file}: say with --bank N how many samples it holds")
     if arguments.paired and own[0]:
         raise InputError("--paired needs the pairs of a phantom pool: own folders are taken as unpaired")
     if arguments.size % 32 or not 32 <= arguments.size <= 1024:
@@ -92,6 +107,7 @@ class _Data:
     """Batches and validation pairs; shared by the rows of an ablation."""
 
     def __init__(self, arguments, settings) -> None:
+        from licag3d.data.contrast_bank import SampleBank
         from licag3d.data.contrast_pairs import KAPPAS, PairPool, grow_pairs
         from licag3d.data.contrast_samples import PairSettings, PairStream
         from licag3d.phantom.splits import VALIDATION
@@ -100,9 +116,13 @@ class _Data:
         self.batch = settings.batch
         out = Path(arguments.out)
         if arguments.pool:
-            look = PairSettings(size=arguments.size, scale_mm=SCALE_MM, shown=0.5, paired=arguments.paired)
+            paired = bool(arguments.paired or arguments.bank)
+            look = PairSettings(size=arguments.size, scale_mm=SCALE_MM, shown=0.5, paired=paired)
             self.stream = PairStream(training_pairs(arguments.pool), settings.seed, look)
             self.facts = {"source": "phantom", "pool": Path(arguments.pool).name, "frames": self.stream.frames}
+            if arguments.bank:
+                self.stream = SampleBank.of(self.stream, arguments.bank, arguments.bank_file, paired=arguments.paired)
+                self.facts["bank"] = arguments.bank
         else:
             self.stream = FolderStream.read(arguments, out, settings.seed)
             self.facts = {"source": "own folders", "frames": self.stream.counts}
@@ -252,20 +272,24 @@ def frozen_vessel_map(device: str):
     return vessel_map
 
 
-def validate(model, pairs) -> dict[str, float]:
+def validate(model, pairs, draw=None) -> dict[str, float]:
     """Vessels of synthesised phantom frames against the exact ones, found by the classical evidence: it has learnt
     nothing, so that neither the generator nor the frozen segmentor can please it. ``score`` is the mean clDice.
+
+    Args:
+        draw: ``(model, image, mm_per_pixel, working_mm)`` to angiogram and attention; that of CAS-GAN without it.
     """
     import numpy as np
 
     from licag3d.metrics.synthesis import change_outside, independent_mask, vessel_scores
-    from licag3d.models.casgan import synthesise
+    from licag3d.models import casgan
 
+    draw = draw or casgan.synthesise
     rows = []
     for number, pair in enumerate(pairs):
         truth = pair.before
         image = pair.images[number % len(pair.images)].astype(np.float32) / 255
-        made, attention = synthesise(model, image, truth.mm_per_pixel, sum(SCALE_MM) / 2)
+        made, attention = draw(model, image, truth.mm_per_pixel, sum(SCALE_MM) / 2)
         found = independent_mask(made, truth.mm_per_pixel)
         row = vessel_scores(found, truth.mask, truth.mm_per_pixel, ignore=truth.faint)
         row["attention"] = float(attention.mean())
@@ -315,7 +339,7 @@ def _ablation(arguments, settings, configs) -> int:
     return 0
 
 
-def _ended(outcome, name: str) -> str:
+def _ended(outcome, name: str, file: str = "casgan.safetensors") -> str:
     how = "finished" if outcome.finished else "stopped at the time limit (go on with --resume)"
     best = f", best clDice {outcome.score:.4f} at step {outcome.best_step}" if outcome.score is not None else ""
-    return f"{name}: {how} after {outcome.steps} steps{best}: {outcome.folder / 'casgan.safetensors'}"
+    return f"{name}: {how} after {outcome.steps} steps{best}: {outcome.folder / file}"

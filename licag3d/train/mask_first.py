@@ -19,6 +19,8 @@ VALIDATION_CASES = 8
 
 def add_flags(parser) -> None:
     """The flags."""
+    from licag3d.train.casgan import add_bank_flag
+
     add_loop_flags(parser, steps=6000, batch=4, rate=1e-3, warmup=100, validate_every=500, save_every=250, decay=1e-3)
     data = parser.add_argument_group("data")
     data.add_argument(
@@ -27,6 +29,7 @@ def add_flags(parser) -> None:
     data.add_argument("--validation", metavar="DIR", help="pool of validation pairs; made beside the run if missing")
     data.add_argument("--kappa-max", type=float, default=0.3, metavar="K", help="largest residual contrast, 0 to 1")
     data.add_argument("--size", type=int, default=288, metavar="PX", help="rows and columns of a training crop")
+    add_bank_flag(data)
     model = parser.add_argument_group("model")
     model.add_argument(
         "--init", default="segmentor", metavar="random|segmentor|FILE", help="weights to begin with: the embedded "
@@ -38,6 +41,7 @@ def add_flags(parser) -> None:
 
 def main(arguments) -> int:
     """Train, and say what came out."""
+    from licag3d.data.contrast_bank import SampleBank
     from licag3d.data.contrast_pairs import KAPPAS, PairPool, grow_pairs
     from licag3d.data.contrast_samples import PairSettings, PairStream
     from licag3d.models.segmentor import config_facts, count_parameters, load_segmentor
@@ -60,6 +64,8 @@ def main(arguments) -> int:
     pairs = validation_pairs(PairPool(checked))
     look = PairSettings(size=arguments.size, kappa=(0.0, arguments.kappa_max), noisy=False)
     stream = PairStream(pool, settings.seed, look)
+    if arguments.bank:
+        stream = SampleBank.of(stream, arguments.bank, arguments.bank_file)
     config = {
         "model": "mask-first",
         "config": config_facts(model.config),
@@ -70,6 +76,7 @@ def main(arguments) -> int:
         "distil": arguments.distil,
         "pool": Path(arguments.pool).name,
         "frames": len(pool),
+        "bank": arguments.bank,
     }
     outcome = train(
         model,
