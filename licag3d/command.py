@@ -63,10 +63,16 @@ def _fail(message: str, status: int, debug: bool) -> int:
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows defaults, but not that something is None or False by default."""
+    """Shows defaults (zero is one, nothing is none) and keeps the lines of texts that have several, as examples do."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default in (None, False) else super()._get_help_string(action)
+        nothing = action.default is None or action.default is False or action.default == ()
+        return action.help if nothing else super()._get_help_string(action)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        if "\n" not in text.strip():
+            return super()._fill_text(text, width, indent)
+        return "".join(indent + line for line in text.strip("\n").splitlines(keepends=True))
 
 
 class Parser(argparse.ArgumentParser):
@@ -80,6 +86,25 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str):
         raise InputError(f"{message}: see {self.prog} --help")
+
+
+def device_of(name: str) -> str:
+    """Torch device of a ``--device`` flag: ``cpu``, ``cuda``, or ``auto`` for CUDA where torch sees it.
+
+    Raises:
+        InputError: ``cuda`` where torch sees none.
+    """
+    if name == "cpu":
+        return name
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    if name == "cuda":
+        raise InputError(
+            "--device cuda: torch sees no CUDA device here; give --device cpu, or see python -m licag3d.doctor"
+        )
+    return "cpu"
 
 
 def add_debug_flag(parser: argparse.ArgumentParser) -> None:

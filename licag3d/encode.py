@@ -7,7 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from licag3d.command import Parser, add_debug_flag, add_geometry_flags, geometry_of, run
+from licag3d.command import Parser, add_debug_flag, add_geometry_flags, device_of, geometry_of, run
 from licag3d.errors import InputError
 
 _DESCRIPTION = """Encode one to eight angiograms of one artery in a single pass. Writes
@@ -31,7 +31,6 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m licag3d.encode",
         description=_DESCRIPTION,
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument(
         "--views", nargs="+", required=True, metavar="FILE", help="PNG, TIFF, JPEG or DICOM XA; file.dcm#8 takes frame "
@@ -41,11 +40,11 @@ def parser() -> argparse.ArgumentParser:
     add_geometry_flags(made)
     made.add_argument("--masks", nargs="+", metavar="FILE", help="vessel masks, one image per view (vessels not zero)")
     made.add_argument(
-        "--evidence", choices=("auto", "learned", "classical"), default="auto", help="how vessels are found (default: "
-        "auto, a trained network where its weights are installed)",
+        "--evidence", choices=("auto", "learned", "classical"), default="auto", help="how vessels are found: by a "
+        "trained network, by oriented filters, or auto: the network where its weights are installed",
     )  # fmt: skip
     made.add_argument(
-        "--artery", choices=("auto", "lca", "rca"), default="auto", help="artery shown (default: auto, as encoded)"
+        "--artery", choices=("auto", "lca", "rca"), default="auto", help="artery shown; auto: as encoded"
     )
     made.add_argument("--weights", default="tree_encoder", metavar="FILE", help="own encoder, a .safetensors file")
     made.add_argument("--prior", default="generator", metavar="FILE", help="its generator, a .safetensors file")
@@ -60,7 +59,7 @@ def main(argv: list[str]) -> int:
     from licag3d.io.atomic import check_output_folder
 
     folder = check_output_folder(given.out)
-    device = _device(given.device)
+    device = device_of(given.device)
     from licag3d.io.views import read_views
     from licag3d.models.encoder import load_tree_encoder
     from licag3d.models.generator import load_generator
@@ -69,7 +68,7 @@ def main(argv: list[str]) -> int:
     for note in notes:
         print(f"note: {note}")
     encoder = load_tree_encoder(given.weights, device, generator=given.prior)
-    generator, _ = load_generator(given.prior, device)
+    generator, _ = load_generator(given.prior)  # writes the tree of codes that come back to the CPU
     evidence = _evidence(views, given.evidence, device)
     from licag3d.models.encode_views import encode_each, encode_views, encoded_tree
 
@@ -99,14 +98,6 @@ def _evidence(views, method: str, device: str):
                 f"view {k} ({view.file}) shows no vessel: choose a frame with contrast (#FRAME) or give --masks"
             )
     return evidence
-
-
-def _device(name: str) -> str:
-    import torch
-
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: no CUDA device was found; use --device cpu")
-    return "cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu"
 
 
 def _facts(encoding, single, views, encoder) -> dict:

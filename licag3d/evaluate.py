@@ -13,6 +13,11 @@ from licag3d.command import Parser, add_debug_flag, run
 from licag3d.errors import InputError
 
 SCHEMA = "licag3d-metrics-2"
+_EXAMPLES = """examples:
+  python -m licag3d.evaluate --pred out --truth examples/rca/truth
+  python -m licag3d.evaluate --pred results --truth cases
+  python -m licag3d.evaluate --pred out --cta cta_folder --cta-labels coronaries.nii.gz
+"""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -21,6 +26,7 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m licag3d.evaluate",
         description="Score one reconstruction, or folders of them, against the truth, or one against a CTA: prints a "
         "table and writes metrics.json. Definitions and schema: docs/metrics.md.",
+        epilog=_EXAMPLES,
     )
     result.add_argument(
         "--pred",

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from licag3d.command import Parser, add_debug_flag, run
+from licag3d.command import Parser, add_debug_flag, device_of, run
 from licag3d.errors import InputError
 
 if TYPE_CHECKING:
@@ -39,7 +39,6 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m licag3d.generate",
         description=_DESCRIPTION,
         epilog=_EXAMPLES,
-        formatter_class=_Help,
     )
     result.add_argument("--seeds", required=True, metavar="LIST", help="for example 134 or 0-7,134")
     result.add_argument("--out", required=True, metavar="DIR", help="folder for the files")
@@ -88,13 +87,6 @@ def parser() -> argparse.ArgumentParser:
     volume.add_argument("--images-only", action="store_true", help="leave out STL and NIfTI (faster)")
     add_debug_flag(result)
     return result
-
-
-class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """Keeps the lines of the examples; shows defaults that say something."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default in (None, False) else super()._get_help_string(action)
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -165,7 +157,7 @@ def main(argv: list[str]) -> int:
     from licag3d.models import samples
     from licag3d.models.generator import load_generator
 
-    generator, card = load_generator(arguments.prior, _device(arguments.device))
+    generator, card = load_generator(arguments.prior, device_of(arguments.device))
     shown = grid[0] * grid[1]
     kept: list[Sample] = []  # what the video shows
     facts, pictures = [], []
@@ -208,14 +200,6 @@ def _angles(arguments: argparse.Namespace) -> list[tuple[float, float]]:
         if not (abs(primary) <= 180 and abs(secondary) <= 90):
             raise InputError(f"--angles {primary:g},{secondary:g}: give -180..180 and -90..90 degrees")
     return found
-
-
-def _device(name: str) -> str:
-    import torch
-
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: no CUDA device was found; use --device cpu")
-    return "cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu"
 
 
 def _write_sample(out: Path, sample: Sample, angles, arguments) -> tuple[list[np.ndarray], dict]:

@@ -12,7 +12,8 @@ from licag3d.errors import InputError
 def parser() -> argparse.ArgumentParser:
     result = Parser(prog="python -m licag3d.inspect", description="Say what angiograms are: kind, size, geometry, "
                                                                   "frames, contrast filling per frame, X-ray field. No "
-                                                                  "patient data is printed.")
+                                                                  "patient data is printed.",
+                    epilog="example: python -m licag3d.inspect a.dcm b.dcm --out frames.png")
     result.add_argument("files", nargs="+", metavar="FILE", help="PNG, TIFF, JPEG or DICOM XA; FILE#8 means frame 8, "
                                                                  "counted from 0")
     result.add_argument("--out", metavar="PNG", help="write a picture: every frame of a cine (the key frame marked), "

@@ -8,7 +8,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from licag3d.command import Parser, add_debug_flag, add_geometry_flags, geometry_of, run
+from licag3d.command import Parser, add_debug_flag, add_geometry_flags, device_of, geometry_of, run
 from licag3d.errors import InputError
 
 _EXAMPLES = """examples:
@@ -115,7 +115,7 @@ def main(argv: list[str]) -> int:
     settings = inversion_settings(
         quality=given.quality,
         seed=given.seed,
-        device=_device(given.device),
+        device=device_of(given.device),
         spacing_mm=given.spacing,
         camera_correction=given.camera_correction,
         evidence=given.evidence,
@@ -128,7 +128,7 @@ def main(argv: list[str]) -> int:
     if given.synthesize:
         from licag3d.models.virtual_contrast import load_synthesiser, synthesised_views
 
-        synthesiser = load_synthesiser(given.synthesis_weights, _device(given.device))
+        synthesiser = load_synthesiser(given.synthesis_weights, device_of(given.device))
         views, notes = synthesised_views(given.views, synthesiser, **reading)
     else:
         views, notes = read_views(given.views, **reading)
@@ -162,18 +162,6 @@ def main(argv: list[str]) -> int:
     finished.clear()
     _summary(result, written)
     return 0
-
-
-def _device(name: str) -> str:
-    import torch
-
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError(
-            "--device cuda: torch sees no CUDA device here; give --device cpu, or see python -m licag3d.doctor"
-        )
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return name
 
 
 def _shown(argv: list[str]) -> str:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from licag3d.command import Parser, add_debug_flag, add_geometry_flags, geometry_of, run
+from licag3d.command import Parser, add_debug_flag, add_geometry_flags, device_of, geometry_of, run
 from licag3d.errors import InputError
 
 MAX_FILES = 10_000
@@ -18,6 +18,8 @@ def parser() -> argparse.ArgumentParser:
         description="Find the vessels of angiograms. Per frame: NAME_vessel.png (probability, 8 bit, size of the "
         "input), NAME_projection.tif (float32 vessel line integral, no unit), NAME_overlay.png. Method and limits: "
         "docs/evidence.md.",
+        epilog="examples:\n  python -m licag3d.segment frame.png cine.dcm#8 --out vessels\n"
+        "  python -m licag3d.segment folder --out vessels --evidence classical",
     )
     result.add_argument("files", nargs="+", metavar="FILE", help="PNG, TIFF, JPEG, DICOM XA, or a folder of them; "
                                                                  "FILE#8 means frame 8, counted from 0; without it the "
@@ -46,7 +48,7 @@ def main(argv: list[str]) -> int:
 
     files = list_inputs(arguments.files)
     folder = check_output_folder(arguments.out)
-    device = _device(arguments.device)
+    device = device_of(arguments.device)
     from licag3d.io.views import read_views
     from licag3d.models.vessel_evidence import vessel_evidence
 
@@ -151,18 +153,6 @@ def overlay(view, evidence):
     col, row = np.rint(trace_centerlines(evidence, view).points).astype(int).T
     picture[np.clip(row, 0, len(picture) - 1), np.clip(col, 0, picture.shape[1] - 1)] = (255, 230, 60)
     return picture
-
-
-def _device(wanted: str) -> str:
-    if wanted == "cpu":
-        return wanted
-    import torch
-
-    if torch.cuda.is_available():
-        return "cuda"
-    if wanted == "cuda":
-        raise InputError("--device cuda: this torch sees no CUDA device; use --device cpu")
-    return "cpu"
 
 
 if __name__ == "__main__":

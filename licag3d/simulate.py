@@ -15,6 +15,11 @@ from licag3d.errors import InputError
 
 #: Seeds of one run are ``seed * CASES_PER_SEED + case number``, so that runs with different seeds never share a case.
 CASES_PER_SEED = 10_000
+_EXAMPLES = """examples:
+  python -m licag3d.simulate --out cases --cases 4 --seed 1
+  python -m licag3d.simulate --out hard --cases 20 --artery lca --offset-mm 20 --angle-error-deg 1 --disease random
+  python -m licag3d.simulate --out cines --cases 2 --format dicom --cine --bits 12
+"""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -23,10 +28,13 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m licag3d.simulate",
         description="Write synthetic angiogram pairs with exact truth: "
         "views, cameras as a user would have them, and a truth folder per case. Layout: docs/phantom.md.",
+        epilog=_EXAMPLES,
     )
     result.add_argument("--out", required=True, metavar="DIR", help="folder for the cases; finished cases are kept")
     result.add_argument("--cases", type=int, default=10, metavar="N", help="number of cases, 1 to 10000")
-    result.add_argument("--seed", type=int, default=0, help="the same seed and settings give the same files")
+    result.add_argument(
+        "--seed", type=int, default=0, help="the same seed and settings give the same files, 0 to 400000"
+    )
     result.add_argument(
         "--artery", choices=("rca", "lca", "both"), default="both", help="right, left, or alternating right and left"
     )

@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from licag3d.command import Parser, add_debug_flag, add_geometry_flags, geometry_of, run
+from licag3d.command import Parser, add_debug_flag, add_geometry_flags, device_of, geometry_of, run
 from licag3d.errors import InputError
 
 #: Grey value 255 of the uncertainty picture: this much expected error of the attenuation.
@@ -61,12 +61,12 @@ def main(argv: list[str]) -> int:
     from licag3d.io.files import sniff, split_frame
     from licag3d.models.mask_first import THRESHOLD
     from licag3d.models.virtual_contrast import WARNING, draw_contrast, load_synthesiser, read_contrast_free
-    from licag3d.segment import _device, list_inputs, output_names
+    from licag3d.segment import list_inputs, output_names
 
     files = list_inputs(given.files)
     folder = check_output_folder(given.out)
     threshold = None if given.draw == "guess" else THRESHOLD
-    synthesiser = load_synthesiser(given.weights, _device(given.device), threshold)
+    synthesiser = load_synthesiser(given.weights, device_of(given.device), threshold)
     count = 0
     with staged_folder(folder) as stage:
         for file, name in zip(files, output_names(files), strict=True):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from licag3d.command import Parser, add_geometry_flags, geometry_of, status_of
+from licag3d.command import Parser, add_geometry_flags, device_of, geometry_of, status_of
 from licag3d.errors import InputError
 
 
@@ -46,6 +46,27 @@ def test_status_and_line(capsys, error, status, line):
 def test_status_of_success():
     assert status_of(lambda argv: None, []) == 0
     assert status_of(lambda argv: 5, []) == 5
+
+
+def test_help_shows_zero_as_a_default_and_keeps_the_lines_of_examples(capsys):
+    made = Parser(prog="x", description="One line.", epilog="examples:\n  x --a 1\n  x --b\n")
+    made.add_argument("--a", type=int, default=0, help="number")
+    made.add_argument("--b", action="store_true", help="switch")
+    made.add_argument("--c", nargs="+", default=(), help="list")
+    with pytest.raises(SystemExit):
+        made.parse_args(["--help"])
+    shown = capsys.readouterr().out
+    assert "number (default: 0)" in shown and shown.count("default") == 1
+    assert shown.endswith("examples:\n  x --a 1\n  x --b\n")
+
+
+def test_device_of(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert device_of("cpu") == device_of("auto") == "cpu"
+    with pytest.raises(InputError, match="no CUDA device"):
+        device_of("cuda")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert device_of("cpu") == "cpu" and device_of("auto") == device_of("cuda") == "cuda"
 
 
 def geometry(*arguments) -> dict:

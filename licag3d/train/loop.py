@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from licag3d.command import device_of
 from licag3d.errors import InputError
 from licag3d.train.checkpoints import (
     SCHEMA,
@@ -124,8 +125,6 @@ def settings_of(arguments) -> LoopSettings:
     Raises:
         InputError: a value out of range, or a device that is not there.
     """
-    import torch
-
     limits = {
         "steps": (1, 10**9),
         "minutes": (0, 10**6),
@@ -144,11 +143,7 @@ def settings_of(arguments) -> LoopSettings:
         if not low <= values[name] <= high:  # also catches NaN
             raise InputError(f"--{name.replace('_', '-')} is {values[name]}; give {low} to {high}")
     values["precision"] = arguments.precision
-    values["device"] = arguments.device
-    if arguments.device == "auto":
-        values["device"] = "cuda" if torch.cuda.is_available() else "cpu"
-    if arguments.device == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: this torch sees no CUDA device; use --device cpu")
+    values["device"] = device_of(arguments.device)
     return LoopSettings(**values)
 
 
