@@ -35,9 +35,9 @@ def contrast_of(evidence: VesselEvidence) -> Contrast | None:
     rows, cols = np.nonzero(evidence.line_integral > 0)
     if not len(rows):
         return None
-    # A lattice prime to the row length thins evenly in both directions.
+    # A slanted lattice thins evenly in both directions; with the slant of the step itself only columns would be left.
     step = max(1, len(rows) // PIXELS)
-    keep = (cols + 7 * rows) % step == 0
+    keep = (cols + (7 if step % 7 else 5) * rows) % step == 0
     mass = evidence.line_integral[rows[keep], cols[keep]].astype(np.float64)
     return Contrast(np.stack([cols[keep], rows[keep]], 1).astype(np.float64), mass / mass.sum())
 

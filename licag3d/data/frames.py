@@ -186,7 +186,7 @@ def describe(bank: FrameBank) -> str:
 def list_files(folders: Sequence[str | Path], out: Path | None = None) -> list[tuple[Path, str, Path]]:
     """Regular files below ``folders``, sorted, each with its folder and its name relative to it.
 
-    Hidden files, links to folders and the output folder are left out.
+    Hidden files, links to folders and the output folder (absolute) are left out.
 
     Raises:
         InputError: a folder is missing, is a file, cannot be listed, holds no file, or there are too many files.
@@ -200,7 +200,7 @@ def list_files(folders: Sequence[str | Path], out: Path | None = None) -> list[t
         errors: list[OSError] = []
         for base, names, leaves in os.walk(root, onerror=errors.append):
             here = Path(base)
-            names[:] = sorted(n for n in names if not n.startswith(".") and (out is None or (here / n) != out))
+            names[:] = sorted(n for n in names if not n.startswith(".") and Path(os.path.abspath(here / n)) != out)
             for leaf in sorted(leaves):
                 path = here / leaf
                 if not leaf.startswith(".") and leaf != "DICOMDIR" and path.is_file():

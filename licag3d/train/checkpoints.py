@@ -39,7 +39,10 @@ def load_weights(path) -> tuple[dict[str, torch.Tensor], dict]:
             header = file.metadata() or {}
             if header.get("schema") != SCHEMA:
                 raise InputError(f"{path}: not weights of this version of licag3d.train")
-            return {key: file.get_tensor(key) for key in file.keys()}, json.loads(header["facts"])
+            facts = json.loads(header["facts"])
+            if not isinstance(facts, dict):
+                raise ValueError("its facts are no object")
+            return {key: file.get_tensor(key) for key in file.keys()}, facts
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise InputError(f"{path}: cannot be read as weights ({' '.join(str(error).split())[:120]})") from None
 

@@ -172,6 +172,14 @@ def test_second_call_takes_the_bank_and_a_changed_folder_makes_a_new_one(folder,
     assert len(second) == 2 and second.fingerprint != first.fingerprint
 
 
+def test_a_bank_within_its_own_folder_is_not_read_again(folder, tmp_path, monkeypatch):
+    iio.imwrite(folder / "a.png", picture(1))
+    monkeypatch.chdir(folder.parent)
+    for _ in range(2):
+        bank = prepare_frames([folder.name], f"{folder.name}/bank")
+        assert bank.report["files"] == 1 and not bank.report["skipped"]
+
+
 def test_folders_without_frames_are_one_line(folder, tmp_path):
     with pytest.raises(InputError, match="holds no files"):
         prepare_frames([folder], tmp_path / "bank")

@@ -34,6 +34,16 @@ def test_mass_sums_to_one_on_few_pixels_with_contrast():
     assert contrast_of(evidence(np.zeros((8, 9), np.float32))) is None
 
 
+@pytest.mark.parametrize("step", [2, 5, 7, 14])
+def test_thinning_keeps_its_share_of_every_row_and_column(step):
+    side = int(np.sqrt(2500 * step)) + 2
+    found = contrast_of(evidence(np.ones((side, side), np.float32)))
+    col, row = found.pixels.astype(int).T
+    for at in (row, col):
+        count = np.bincount(at, minlength=side)
+        assert 0.5 * side / step < count.min() and count.max() < 2 * side / step
+
+
 def test_least_disagreement_is_near_the_true_offset_across_the_planes():
     case, _ = simulated("rca")
     first, second = case.true_cameras

@@ -83,6 +83,22 @@ def test_same_seed_same_result(views, result):
     np.testing.assert_array_equal(again.attenuation.values, result.attenuation.values)
 
 
+def test_a_spoilt_stage_is_done_again(tmp_path):
+    from licag3d.inversion.state import FOLDER, StageStore
+
+    store = StageStore(tmp_path, "key", resume=True)
+    store.save("evidence", {"a": np.arange(2000.0)}, {"x": 1})
+    arrays, facts = store.load("evidence")
+    assert arrays["a"][-1] == 1999 and facts == {"x": 1}
+    file = tmp_path / FOLDER / "evidence.npz"
+    whole = file.read_bytes()
+    for spoilt in (b"", whole[:10], whole[: len(whole) // 2], whole[:60] + b"\xff" + whole[61:], b"[]"):
+        file.write_bytes(spoilt)
+        assert store.load("evidence") is None
+    file.write_bytes(whole)
+    assert StageStore(tmp_path, "other", resume=True).load("evidence") is None
+
+
 def test_resume_takes_up_finished_stages(views, result, tmp_path):
     seen = []
     reconstruct(views, QUICK, resume_folder=tmp_path)
