@@ -24,6 +24,8 @@ KINDS = {
     "electrode": 1,
     "blade": 2,
     "fan": 2,
+    "streaks": 3,
+    "spine": 3,
 }
 DEVICES = ("wire", "lead", "catheter", "sternal", "clip")
 
@@ -282,6 +284,58 @@ def _fan(rng, size):
     return gaussian_filter(total, rng.uniform(1.0, 3.0)), np.zeros((size, size), bool)
 
 
+def _streaks(rng, size):
+    """Vessels and folds of a bright lung: long lines side by side, hardly blurred, dark and bright in turn."""
+    from scipy.ndimage import gaussian_filter
+
+    total = np.zeros((size, size))
+    middle, heading = rng.uniform(0.15, 0.85, 2) * size, rng.uniform(0, 2 * np.pi)
+    curve, count, gap = rng.normal(0, 0.002), int(rng.integers(4, 14)), rng.uniform(6, 26)
+    for number in range(count):
+        arc = np.arange(rng.uniform(0.15, 0.7) * size)
+        turn = heading + (curve + rng.normal(0, 0.0006)) * arc + np.cumsum(rng.normal(0, 0.004, len(arc)))
+        points = np.cumsum(np.stack([np.cos(turn), np.sin(turn)], 1), 0)
+        along, across = rng.normal(0, 40), gap * (number - 0.5 * count) + rng.normal(0, 4)
+        place = middle + along * np.array((np.cos(heading), np.sin(heading)))
+        place = place + across * np.array((-np.sin(heading), np.cos(heading)))
+        points = points - points[len(points) // 2] + place
+        distance, width = distance_to(points, size, np.linspace(1, rng.uniform(0.3, 1), len(points)))
+        radius = rng.uniform(1.2, 4.5) * width
+        total += rng.choice((-0.7, 1, 1)) * rng.uniform(0.02, 0.16) * chord(distance, radius)
+        heading += rng.normal(0.01, 0.03)
+    return gaussian_filter(total, rng.uniform(0.5, 1.8)), np.zeros((size, size), bool)
+
+
+def _spine(rng, size):
+    """A column of vertebrae: thin dense end plates and edges, ends of ribs, pedicles; corners, no courses."""
+    from scipy.ndimage import gaussian_filter
+
+    row, col = np.mgrid[:size, :size]
+    lean, middle = rng.normal(0, 0.12), rng.uniform(-0.1, 1.1) * size
+    u = col - middle - lean * (row - size / 2)
+    half, high = rng.uniform(45, 85), rng.uniform(70, 130)
+    phase = np.mod(row + rng.uniform(0, 1) * high + rng.normal(0, 0.08) * u + rng.normal(0, 0.002) * u**2, high)
+    waist = half * (1 - rng.uniform(0.05, 0.2) * np.sin(np.pi * phase / high))
+    side, edge = np.abs(u) - waist, rng.uniform(0.8, 2.5)
+    inside = 1 / (1 + np.exp(np.clip(side / edge, -50, 50)))
+    total = rng.uniform(0.1, 0.6) * inside
+    gap = rng.uniform(8, 18)
+    plate = np.exp(-0.5 * ((phase - gap) / edge) ** 2) + np.exp(-0.5 * ((phase - high + 2) / edge) ** 2)
+    total += rng.uniform(0.03, 0.2) * inside * plate * (0.5 + 0.5 * np.cos(u / rng.uniform(20, 60) + rng.uniform(0, 6)))
+    total -= rng.uniform(0, 0.15) * inside * (phase < gap)
+    total += rng.uniform(0, 0.2) * np.exp(-0.5 * (side / edge) ** 2) * (phase > gap)
+    at = rng.uniform(0.3, 0.6) * half
+    for sign in (-1, 1):
+        ring = np.hypot((u - sign * at) / rng.uniform(0.6, 1), phase - 0.4 * high) - rng.uniform(8, 15)
+        total += rng.uniform(0.02, 0.2) * np.exp(-0.5 * (ring / edge) ** 2)
+        # A rib or a process leaves at a slant and ends.
+        slant = phase - 0.3 * high - rng.uniform(-0.6, 0.6) * np.abs(u)
+        band = np.abs(np.abs(slant) - rng.uniform(4, 10))
+        on = (sign * u > 0.7 * half) & (sign * u < rng.uniform(1.2, 2.5) * half)
+        total += rng.uniform(0.02, 0.15) * np.exp(-0.5 * (band / edge) ** 2) * on
+    return gaussian_filter(total, rng.uniform(0.5, 1.6)), np.zeros((size, size), bool)
+
+
 _DRAW = {
     "wire": _wire,
     "lead": _lead,
@@ -294,4 +348,6 @@ _DRAW = {
     "electrode": _electrode,
     "blade": _blade,
     "fan": _fan,
+    "streaks": _streaks,
+    "spine": _spine,
 }

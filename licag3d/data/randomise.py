@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from licag3d.data.bench_scenes import BenchBank
+from licag3d.data.device_scenes import DeviceBank
 from licag3d.data.distractors import DistractorBank, text_mask
 from licag3d.data.phantom_frames import DEVICE, FAINT, VESSEL, PhantomPool
 from licag3d.models.segmentor import normalise
@@ -35,6 +36,7 @@ class Randomisation:
         empty: no vessels at all. foreign: vessels of another case in front of this background.
         fade: contrast fills a part of the tree only. distractors: at least one of the bank is added.
         shutter: collimator edges cross the sample. text: burnt-in writing.
+        implants: leads, coils, rings and catheters of a device scene are added; such a sample is composed anew.
         bench: a drawn bench phantom instead of a patient. gaps: contrast is thin over short pieces of vessels.
         twig: weight of twigs that show (line integral above :data:`TWIG_SHOWS`); they and fainter ones, of weight 1,
             count as background. At weight 0 whatever might hang on a vessel is drawn, for twigs surround it closely.
@@ -46,11 +48,12 @@ class Randomisation:
     foreign: float = 0.12
     fade: float = 0.15
     distractors: float = 0.45
+    implants: float = 0.3
     shutter: float = 0.35
     text: float = 0.08
     bench: float = 0.08
     gaps: float = 0.25
-    twig: float = 0.5
+    twig: float = 0.7
 
 
 @dataclass(frozen=True)
@@ -77,8 +80,9 @@ class SampleStream:
         seed: int = 0,
         settings: Randomisation | None = None,
         bench: BenchBank | None = None,
+        implants: DeviceBank | None = None,
     ) -> None:
-        self.pool, self.bank, self.seed, self.bench = pool, bank, seed, bench
+        self.pool, self.bank, self.seed, self.bench, self.implants = pool, bank, seed, bench, implants
         self.settings = settings or Randomisation()
         self.frames = len(pool)
 
@@ -100,7 +104,8 @@ class SampleStream:
         p, vessel, device = frame.p, frame.vessel, frame.device
         weight = self._weight(frame)
         empty = rng.random() < s.empty
-        if rng.random() < s.shown and not empty and not bench:
+        implants = self.implants is not None and not bench and rng.random() < s.implants
+        if rng.random() < s.shown and not (empty or bench or implants):
             grey = retouch(rng, (frame.image / 255).clamp(0, 1), noise)
         else:
             contrast = frame.contrast
@@ -120,6 +125,9 @@ class SampleStream:
             weight = torch.ones_like(weight) if empty else weight
             added, more = self._distractors(rng, p.shape[-1])
             device = torch.maximum(device, more)
+            if implants:
+                metal, where = self._implants(rng, p.shape[-1])
+                added, device = added + metal, torch.maximum(device, where)
             grey = _expose(rng, noise, frame.contrast_free, contrast + added)
         grey, hidden = _cover(rng, grey, frame.outside, s)
         known = bool(rng.random() < 0.5)
@@ -218,6 +226,23 @@ class SampleStream:
                 cut = cut[:, ::-1] if mirror else cut
                 target += gain * torch.from_numpy(np.ascontiguousarray(cut)).float()
         return total, device.clamp_max(1)
+
+    def _implants(self, rng: np.random.Generator, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """A part of a device scene, upright: what is in it comes from above or below as it does in frames."""
+        scene = self.implants[int(rng.integers(len(self.implants)))]
+        reach = self.implants.size - size
+        row, col = np.nonzero(scene.device[::8, ::8])
+        at = int(rng.integers(len(row))) if len(row) else None
+        middle = (0.5 * reach, 0.5 * reach) if at is None else (8 * row[at], 8 * col[at])
+        top, left = (int(np.clip(n - rng.uniform(0, 1) * size, 0, reach)) for n in middle)
+        # From as faint as a small vessel to black.
+        gain, mirror = float(np.exp(rng.uniform(np.log(0.12), np.log(1.2)))), rng.random() < 0.5
+
+        def cut(layer: np.ndarray) -> torch.Tensor:
+            part = layer[top : top + size, left : left + size]
+            return torch.from_numpy(np.ascontiguousarray(part[:, ::-1] if mirror else part)).float()[None]
+
+        return gain * cut(scene.integral), cut(scene.device)
 
 
 def blur(image: torch.Tensor, sigma: float) -> torch.Tensor:

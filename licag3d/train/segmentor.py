@@ -10,7 +10,7 @@ from licag3d.train.loop import add_loop_flags
 
 #: Validation cases (of the VALIDATION seeds) that choose the checkpoint.
 VALIDATION_CASES = 8
-BANK_SIZE, BENCH_SCENES = 160, 64
+BANK_SIZE, BENCH_SCENES, DEVICE_SCENES = 240, 64, 240
 
 
 def add_flags(parser) -> None:
@@ -51,6 +51,7 @@ def main(arguments) -> int:
 
 def _train_on_phantoms(arguments, settings) -> int:
     from licag3d.data.bench_scenes import BenchBank
+    from licag3d.data.device_scenes import DeviceBank
     from licag3d.data.distractors import DistractorBank
     from licag3d.data.phantom_frames import PhantomPool, grow_pool
     from licag3d.data.randomise import Randomisation, SampleStream
@@ -68,7 +69,8 @@ def _train_on_phantoms(arguments, settings) -> int:
     look = Randomisation(size=arguments.size)
     drawn = max(512, arguments.size)
     bank, bench = DistractorBank(BANK_SIZE, drawn), BenchBank(BENCH_SCENES, drawn)
-    stream = SampleStream(pool, bank, settings.seed, look, bench)
+    implants = DeviceBank(DEVICE_SCENES, drawn)
+    stream = SampleStream(pool, bank, settings.seed, look, bench, implants)
 
     def grow(step: int, state: dict) -> dict:
         """Frames that were rendered meanwhile join at checkpoints, and a resumed run remembers when."""

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from licag3d.data.bench_scenes import BenchBank
+from licag3d.data.device_scenes import SHARES, DeviceBank, _coiled, _devices
 from licag3d.data.distractors import _DRAW, DEVICES, KINDS, DistractorBank
 from licag3d.data.phantom_frames import PhantomPool, grow_pool
 from licag3d.data.randomise import Randomisation, SampleStream
@@ -51,6 +52,57 @@ def test_samples_depend_on_their_index_alone_and_hold_what_they_say(pool):
     bench = stream(bench=1.0, empty=0.0, fade=0.0).batch(0, 8)
     assert bench["vessel"].any() and bench["device"].any() and torch.isfinite(bench["x"]).all()
     assert not (bench["p"] * (1 - bench["vessel"])).any()
+
+
+def test_device_scenes_depend_on_their_number_alone_and_hold_metal():
+    bank, again = DeviceBank(4, 128), DeviceBank(4, 128)
+    first, other = again[2], again[1]  # in another order
+    assert np.array_equal(bank[2].integral, first.integral) and np.array_equal(bank[1].integral, other.integral)
+    for number in range(4):
+        scene = bank[number]
+        assert scene.device.any() and not scene.integral[~scene.device].any() and scene.integral.max() > 0.05
+    assert not np.array_equal(bank[0].device, bank[1].device)
+    with pytest.raises(IndexError):
+        bank[4]
+
+
+def test_leads_have_coils_denser_than_themselves_and_end_in_electrodes():
+    way = np.stack([np.zeros(90), np.zeros(90), np.linspace(0, 300, 90)], 1)
+    kinds = set()
+    for seed in range(12):
+        parts = _coiled(np.random.default_rng(seed), way)
+        kinds |= {part.kind for part in parts}
+        (lead,) = (part for part in parts if part.kind == "lead")
+        coils = [part for part in parts if part.kind == "shock coil"]
+        assert coils and all(part.per_mm > 2 * lead.per_mm for part in coils)
+        assert all((part.lines[0].radius_mm[0] > lead.lines[0].radius_mm[0]) for part in coils)
+    assert kinds == {"lead", "shock coil", "core", "electrode", "screw"}  # hollow ones and screws among them
+
+
+def test_every_device_of_a_scene_can_be_drawn(monkeypatch):
+    from licag3d.phantom.anatomy import sample_patient, sample_tree
+    from licag3d.phantom.thorax import sample_thorax
+
+    for kind in SHARES:
+        monkeypatch.setitem(SHARES, kind, 1.0)
+    rng = np.random.default_rng(0)
+    thorax = sample_thorax(rng, sample_patient(1_000_000).heart, np.zeros(3))
+    found = _devices(rng, thorax, sample_tree(1_000_000, "rca"))
+    assert len(found) >= len(SHARES)
+    for device in (device for parts in found for device in parts):
+        assert all(np.isfinite(line.points_lps_mm).all() and (line.radius_mm > 0).all() for line in device.lines)
+
+
+def test_implants_are_added_to_what_is_learnt_as_device(pool):
+    def stream(share):
+        settings = Randomisation(size=64, implants=share, empty=0.0, distractors=0.0, shutter=0.0, foreign=0.0)
+        return SampleStream(pool, DistractorBank(0), 4, settings, implants=DeviceBank(2, 128))
+
+    with_them, without = stream(1.0).batch(0, 6), stream(0.0).batch(0, 6)
+    assert with_them["device"].mean() > without["device"].mean()
+    assert set(np.unique(with_them["device"].numpy())) <= {0.0, 1.0} and torch.isfinite(with_them["x"]).all()
+    metal, where = stream(1.0)._implants(np.random.default_rng(0), 64)
+    assert metal.shape == where.shape == (1, 64, 64) and where.any() and not metal[where == 0].any()
 
 
 def test_twigs_count_as_background_the_fainter_the_more(pool):
