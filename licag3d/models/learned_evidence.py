@@ -28,6 +28,7 @@ class LearnedRules:
             from the largest piece.
         min_tree_mm: centreline below which the frame has no vessels at all.
         min_chance: mean probability along the centreline that a free piece needs.
+        max_device: mean probability of a device along the centreline that a free piece may have; the tree is exempt.
         hole_mm2: holes of the mask up to this area are filled, for each would be a loop of the skeleton.
     """
 
@@ -38,6 +39,7 @@ class LearnedRules:
     near_mm: float = 12.0
     min_tree_mm: float = 20.0
     min_chance: float = 0.6
+    max_device: float = 0.5
     hole_mm2: float = 0.5
 
 
@@ -76,7 +78,7 @@ def evidence_from_prediction(view: View, found: Prediction, rules: LearnedRules)
     mm = view.camera.mm_per_pixel
     inside = inner_field(view.valid)
     chance = found.vessel * inside
-    mask = vessel_mask(chance, mm, rules)
+    mask = vessel_mask(chance, mm, rules, found.device)
     if not mask.any():
         return blank_evidence(view.image.shape)
     radius, per_px = radius_from_contrast(mask, found.line_integral)
@@ -96,8 +98,14 @@ def evidence_from_prediction(view: View, found: Prediction, rules: LearnedRules)
     )
 
 
-def vessel_mask(chance: np.ndarray, mm_per_pixel: float, rules: LearnedRules) -> np.ndarray:
-    """Hysteresis on the probability, without free pieces that are short, faint or far from the tree."""
+def vessel_mask(
+    chance: np.ndarray, mm_per_pixel: float, rules: LearnedRules, device: np.ndarray | None = None
+) -> np.ndarray:
+    """Hysteresis on the probability, without free pieces that are short, faint or far from the tree, or that are rather
+    a device (leads, coils, wires) by their probability ``device``.
+
+    Piece by piece, because pixel by pixel every crossing of a vessel and a lead would be a gap.
+    """
     from scipy import ndimage
     from skimage.filters import apply_hysteresis_threshold
     from skimage.morphology import skeletonize
@@ -120,6 +128,10 @@ def vessel_mask(chance: np.ndarray, mm_per_pixel: float, rules: LearnedRules) ->
     away = ndimage.minimum(ndimage.distance_transform_edt(~main[labels]) * mm_per_pixel, labels, index)
     need = np.where(away < rules.near_mm, rules.min_length_mm, rules.far_length_mm)
     good = (length_mm >= need) & (mean >= rules.min_chance)
+    if device is not None:
+        like = np.nan_to_num(ndimage.mean(device, on, index))
+        tree = int((length_mm * (1 - like)).argmax())
+        good &= (like <= rules.max_device) | (index == tree)
     good[0] = False
     return _fill_holes(mask & good[labels], rules.hole_mm2 / mm_per_pixel**2)
 

@@ -115,6 +115,21 @@ def test_short_faint_and_far_pieces_go():
     assert not vessel_mask(np.where(np.arange(300) < 60, chance, 0), MM, LearnedRules()).any()  # 10 mm are no tree
 
 
+def test_free_pieces_that_are_rather_devices_go_and_the_tree_stays():
+    chance, device = np.zeros((300, 300), np.float32), np.zeros((300, 300), np.float32)
+    chance[100:106, 20:220] = 0.95  # a tree of 50 mm
+    chance[60:160, 120:124] = 0.95  # a lead across it: one piece with the tree
+    chance[180:188, 20:280] = 0.9  # a coil of 65 mm, longer than the tree
+    chance[230:234, 20:150] = 0.9  # a vessel that hangs on nothing
+    device[60:160, 120:124] = device[180:188, 20:280] = 0.7
+    device[230:234, 20:60] = 0.7  # a wire crosses it
+    mask = vessel_mask(chance, MM, LearnedRules(), device)
+    assert mask[102, 60] and mask[140, 122] and mask[232, 40] and not mask[184, 150]
+    assert vessel_mask(chance, MM, LearnedRules())[184, 150]
+    everything = vessel_mask(chance * (np.arange(300) > 170)[:, None], MM, LearnedRules(), np.full_like(chance, 0.9))
+    assert everything[184, 150] and not everything[232, 40]  # of nothing but devices the longest is left
+
+
 def test_empty_frames_stay_empty(tmp_path):
     file = tmp_path / "weights.safetensors"
     save_weights(file, Segmentor(SMALL), {"config": config_facts(SMALL)})
