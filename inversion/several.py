@@ -186,10 +186,11 @@ def _match_pairs(
             (chains[0], chains[k]),
             settings.match,
             seed=settings.seed,
-            place_costs=place_costs if k == 1 else (),  # later pairs have another scale yet
+            place_costs=place_costs if k == 1 else (),  # later pairs may have another scale yet
             judge=judge and judge.of(0, k),
         )
-        if k > 1:
+        # Cameras taken as they are, exact or with the gauge fixed already, share one scale.
+        if k > 1 and settings.camera_correction != "none":
             scale = _relative_scale(first.source_lps_mm, matches[0].points_mm[0], match.points_mm[0])
             cameras[k] = scale_gauge(first, cameras[k], scale)[1]
         matches.append(match)
