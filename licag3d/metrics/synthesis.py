@@ -10,6 +10,8 @@ import numpy as np
 
 #: A centreline pixel within this distance of the other mask's centreline (or inside that mask) counts as matched.
 TOLERANCE_MM = 1.0
+#: Shortest stretch of centreline that counts as a branch, and the share of it that must be matched.
+BRANCH_MM, BRANCH_SHARE = 5.0, 0.5
 
 
 def vessel_scores(
@@ -59,6 +61,61 @@ def vessel_scores(
         "hallucinated_mm": beyond(ours, truth),
         "truth_mm": line_length_px(theirs) * mm_per_pixel,
     }
+
+
+def branch_scores(
+    found: np.ndarray, truth: np.ndarray, labels: np.ndarray, mm_per_pixel: float, *, ignore: np.ndarray | None = None
+) -> dict[str, float]:
+    """Branches found and branches made up.
+
+    A true branch counts from :data:`BRANCH_MM` of visible centreline and is found when :data:`BRANCH_SHARE` of it lies
+    within :data:`TOLERANCE_MM` of the found mask. What was found is cut at its forks; a stretch of that length is right
+    when the same share of it lies within the tolerance of the true vessels.
+
+    Args:
+        found, truth: ``(rows, cols)`` bool. labels: ``(rows, cols)`` the branch shown on ``truth`` (0: none).
+        mm_per_pixel, ignore: as in :func:`vessel_scores`.
+
+    Returns:
+        ``branch_recall``, ``branch_precision`` and their harmonic mean ``branch_f1`` (0 if nothing was found).
+
+    Example:
+        >>> mask = np.zeros((40, 80), bool)
+        >>> mask[10:14, 5:75] = mask[28:32, 5:75] = True
+        >>> labels = np.where(np.arange(40)[:, None] < 20, 1, 2) * mask
+        >>> upper = mask & (labels == 1)
+        >>> {name: round(value, 2) for name, value in branch_scores(upper, mask, labels, 0.5).items()}
+        {'branch_recall': 0.5, 'branch_precision': 1.0, 'branch_f1': 0.67}
+    """
+    from scipy import ndimage
+    from skimage.morphology import skeletonize
+
+    if ignore is not None:
+        found = found & (~ignore | truth)
+    reach, least = TOLERANCE_MM / mm_per_pixel, BRANCH_MM / mm_per_pixel
+
+    def near(mask: np.ndarray) -> np.ndarray:
+        return ndimage.distance_transform_edt(~mask) <= reach if mask.any() else mask
+
+    def share_matched(stretches: np.ndarray, count: int, matched: np.ndarray) -> float:
+        index = range(1, count + 1)
+        sizes = ndimage.sum_labels(np.ones(stretches.shape), stretches, index)
+        hits = ndimage.sum_labels(matched, stretches, index)
+        counted = np.asarray(sizes) >= least
+        return (
+            float((np.asarray(hits)[counted] >= BRANCH_SHARE * np.asarray(sizes)[counted]).mean())
+            if counted.any()
+            else 0.0
+        )
+
+    line = skeletonize(truth) * labels.astype(int)
+    recall = share_matched(line, int(line.max()), near(found))
+    own = skeletonize(found)
+    neighbours = ndimage.convolve(own.astype(int), np.ones((3, 3), int), mode="constant") - own
+    pieces, count = ndimage.label(own & (neighbours < 3), np.ones((3, 3)))
+    precision = share_matched(pieces, count, near(truth))
+    f1 = 2 * recall * precision / (recall + precision) if recall + precision else 0.0
+    return {"branch_recall": recall, "branch_precision": precision, "branch_f1": f1}
 
 
 def line_length_px(line: np.ndarray) -> float:

@@ -11,7 +11,7 @@ import torch
 
 from licag3d.command import BAD_INPUT, status_of
 from licag3d.errors import InputError
-from licag3d.metrics.synthesis import change_outside, line_length_px, vessel_scores
+from licag3d.metrics.synthesis import branch_scores, change_outside, line_length_px, vessel_scores
 from licag3d.models.mask_first import (
     best_threshold,
     darken,
@@ -115,6 +115,24 @@ def test_vessel_scores_measure_lengths():
     circle = np.zeros((40, 40), bool)
     circle[5, 5:35] = circle[34, 5:35] = circle[5:35, 5] = circle[5:35, 34] = True
     assert line_length_px(circle) == 4 * 29 and line_length_px(np.zeros((3, 3), bool)) == 0
+
+
+def test_branch_scores_count_found_and_made_up_branches():
+    truth, labels = np.zeros((80, 80), bool), np.zeros((80, 80), np.uint8)
+    for k, row in enumerate((10, 30, 50)):
+        truth[row : row + 4, 5:75], labels[row : row + 4, 5:75] = True, k + 1
+    whole = branch_scores(truth, truth, labels, 0.4)
+    assert whole == {"branch_recall": 1.0, "branch_precision": 1.0, "branch_f1": 1.0}
+    found = truth & (labels == 1)
+    found |= truth & (labels == 2) & (np.arange(80) < 30)  # less than half of the second
+    found[66:70, 5:75] = True  # made up
+    scores = branch_scores(found, truth, labels, 0.4)
+    assert scores["branch_recall"] == pytest.approx(1 / 3) and scores["branch_precision"] == pytest.approx(2 / 3)
+    left_out = branch_scores(found, truth, labels, 0.4, ignore=found & ~truth)
+    assert left_out["branch_precision"] == 1.0
+    crossed = truth | (np.abs(np.arange(80) - 40) < 2)[None]  # a line across all: forks cut it into stretches
+    assert 0 < branch_scores(crossed, truth, labels, 0.4)["branch_precision"] < 1
+    assert branch_scores(np.zeros_like(truth), truth, labels, 0.4)["branch_f1"] == 0
 
 
 def test_change_outside_leaves_the_vessels_out():
