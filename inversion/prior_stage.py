@@ -104,8 +104,9 @@ def prior_stage(
         found = replace(again, scale_from=found.scale_from, assumptions=found.assumptions)
     tell(0.9, "laying the tree onto the views")
     snapped = snap_tree(fit.tree, fit.cameras, chains, settings.snap)
-    # One view gives no depth: its flat curves would only contradict the prior's.
-    matched = list(found.curves) if len(found.cameras) > 1 else []
+    # One view gives no depth: its flat curves would only contradict the prior's, but are all there is where it yields.
+    flat = len(found.cameras) == 1 and fit.overall >= settings.completion.doubt
+    matched = [] if flat else list(found.curves)
     curves = completed_curves(snapped, fit.overall, matched, settings.completion)
     facts = {
         "artery": fit.artery,
@@ -128,7 +129,7 @@ def prior_stage(
 
 def _warnings(fit: PriorFit, views: int) -> tuple[str, ...]:
     said = []
-    if views == 1:
+    if views == 1 and fit.overall >= DOUBTFUL_PRIOR:
         said.append("Depth comes from the prior alone: one view does not show it.")
     if fit.overall < DOUBTFUL_PRIOR:
         said.append(

@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from licag3d.errors import InputError
 from licag3d.geometry import Camera
@@ -90,7 +91,7 @@ def find_tree(
         staged, tree, last, record = _complete(views, evidence, chains, found, settings, match, progress)
         records.append(record)
         found, fit = staged.found, staged.fit
-        if len(views) == 1:
+        if len(views) == 1 and fit.overall >= DOUBTFUL_PRIOR:
             warnings, assumptions = [], []  # those of a flat tree
         warnings += [*found.warnings * (len(views) > 1), *staged.warnings]
         if fit.overall >= DOUBTFUL_PRIOR:
@@ -165,6 +166,8 @@ def _complete(views, evidence, chains, found, settings, match, progress):
 
     begin = time.perf_counter()
     generator, _ = load_generator("generator" if settings.prior == "embedded" else settings.prior)
+    if generator.structure is None:
+        raise InputError(f"--prior {Path(settings.prior).name}: this generator writes no branches (structure 0)")
     labels = None
     if settings.artery != "auto":
         labels = labels_of([settings.artery] * 2, [False, True], len(generator.config.labels))
@@ -195,7 +198,8 @@ def _complete(views, evidence, chains, found, settings, match, progress):
 def _encoded(evidence, cameras, generator, settings: InversionSettings):
     from licag3d import weights
 
-    if not settings.prior_stage.fit.encoder or not weights.available("tree_encoder"):
+    # The encoder writes codes of the embedded generator; to another one they mean nothing.
+    if not settings.prior_stage.fit.encoder or settings.prior != "embedded" or not weights.available("tree_encoder"):
         return None
     from licag3d.inversion.encoder_start import encoder_start
     from licag3d.models.encode_views import encode_views
