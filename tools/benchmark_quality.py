@@ -7,7 +7,8 @@ Patients that no training saw; every kind of degradation alone in four steps, th
 either, some together, and (with ``--synthesis``) what mask-first synthesis draws. Rivals: PSNR, SSIM, SSIM of the
 vessel region (they get the reference; the last one the true vessels too), the overlap of the vessels that the segmentor
 finds in the synthetic frame and in the reference, and the last two in one regression. A rival's value is turned into a
-score by a cubic polynomial fitted on the other patients of the benchmark: more than it could have in use.
+score by a cubic polynomial fitted on the other patients of the benchmark: more than it could have in use. Of moving
+pairs there is a row of its own: the reference shows another heartbeat, the truth is that of the frame's own moment.
 """
 
 from __future__ import annotations
@@ -29,6 +30,10 @@ STEPS = (0.25, 0.5, 0.75, 1.0)
 RIVALS = ("psnr", "ssim", "region_ssim", "segmentor_cldice")
 DRAWS = 200
 KAPPAS = (0.0, 0.1, 0.3)
+#: Frames judged with a reference of another heartbeat, and the same frames with the reference of their own moment; in
+#: no other figure.
+MOVING, TWIN = "moving reference", "same, still reference"
+MOVING_KINDS = ("contrast", "erased", "displaced", "ghost", "swapped")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -80,8 +85,14 @@ def kept_or_measured(pool, given) -> tuple[list[dict], np.ndarray]:
     kept = Path(given.frames) if given.frames else None
     if kept and kept.is_file():
         with np.load(kept, allow_pickle=False) as stored:
-            return json.loads(str(stored["rows"])), stored["frames"]
-    rows, frames = measure(pool, given)
+            rows, frames = json.loads(str(stored["rows"])), stored["frames"]
+        if any(row["kind"] == MOVING for row in rows) or not any(entry.get("before") for entry in pool.entries):
+            return rows, frames
+    else:
+        rows, frames = measure(pool, given)
+    more, moving = measure_moving(pool)
+    if more:
+        rows, frames = rows + more, np.concatenate((frames, moving))
     if kept:
         buffer = io.BytesIO()
         np.savez_compressed(buffer, rows=json.dumps(rows), frames=frames)
@@ -143,6 +154,42 @@ def measure(pool, given) -> tuple[list[dict], np.ndarray]:
             rows.append(row)
             frames.append(as_bytes(np.stack((frame, own.frame, own.reference))))
     return rows, np.stack(frames)
+
+
+def measure_moving(pool) -> tuple[list[dict], np.ndarray]:
+    """Rows and frames as of :func:`measure`, of the moving pairs of a pool: every frame twice, with the reference of
+    another heartbeat and with that of its own.
+    """
+    from dataclasses import replace
+
+    from licag3d.data.contrast_pairs import PairPool
+    from licag3d.losses.iqa import computed_scores
+    from licag3d.train.iqa_data import as_bytes
+    from licag3d.train.iqa_frames import make_scene, moved_reference, reduced, synthetic
+
+    numbers = [number for number, entry in enumerate(pool.entries) if entry.get("before")]
+    rows, frames = [], []
+    pairs = PairPool(pool.folder) if numbers else None
+    for number in numbers:
+        entry = pool.entries[number]
+        rng = np.random.default_rng([98, entry["seed"]])
+        anatomy, later = reduced(pairs.before_layers(number)), reduced(pairs.layers(number))
+        other = reduced(pairs.layers((number + 1) % len(pool)))
+        mm = entry["mm_per_pixel"] * entry["rows"] / anatomy.mask.shape[0]
+        scene = make_scene(anatomy, rng, float(rng.uniform(0, 0.2)))
+        reference = moved_reference(scene, later, rng)
+        asked = [({}, 0.0), *(({kind: step}, step) for kind in MOVING_KINDS for step in STEPS)]
+        for kind, seen in ((MOVING, replace(scene, reference=reference)), (TWIN, scene)):
+            truth = Truth(seen, mm)
+            for place, (defects, severity) in enumerate(asked):
+                frame, drawn = synthetic(scene, other, defects, place)
+                scores = computed_scores(scene, drawn)
+                if scores is None:
+                    continue
+                row = {"patient": entry["seed"], "kind": kind, "severity": severity}
+                rows.append(row | {"truth": scores.three(), "rivals": truth.rivals(frame)})
+                frames.append(as_bytes(np.stack((frame, scene.frame, seen.reference))))
+    return rows, np.stack(frames) if frames else np.zeros(0)
 
 
 def degraded(scene, other, rng):
@@ -212,11 +259,13 @@ def groups(rows: list[dict]) -> dict[str, list[dict]]:
     from licag3d.train.iqa_frames import HELD_OUT, KINDS, TRAINED
 
     found = {
-        "all": rows,
+        "all": [row for row in rows if row["kind"] not in (MOVING, TWIN)],
         "trained kinds": [row for row in rows if row["kind"] in (*TRAINED, "none", "two kinds")],
         "held-out kinds": [row for row in rows if row["kind"] in HELD_OUT],
     }
-    found |= {kind: [row for row in rows if row["kind"] == kind] for kind in (*KINDS, "two kinds", "synthesis")}
+    found |= {
+        kind: [row for row in rows if row["kind"] == kind] for kind in (*KINDS, "two kinds", "synthesis", MOVING, TWIN)
+    }
     return {name: chosen for name, chosen in found.items() if chosen}
 
 
@@ -224,6 +273,7 @@ def predictions(rows: list[dict]) -> dict[str, np.ndarray]:
     """Scores ``(n, 3)`` by method; rivals through a cubic fitted on the other patients."""
     truth = np.array([row["truth"] for row in rows])
     patients = np.array([row["patient"] for row in rows])
+    still = np.array([row["kind"] not in (MOVING, TWIN) for row in rows])
     made = {
         name: np.array([row[name] for row in rows])
         for name in rows[0]
@@ -240,7 +290,7 @@ def predictions(rows: list[dict]) -> dict[str, np.ndarray]:
         fitted = np.zeros_like(truth)
         for patient in np.unique(patients):
             held = patients == patient
-            fitted[held] = x[held] @ np.linalg.lstsq(x[~held], truth[~held], rcond=None)[0]
+            fitted[held] = x[held] @ np.linalg.lstsq(x[~held & still], truth[~held & still], rcond=None)[0]
         made[name] = np.clip(fitted, 0, 100)
     return made
 

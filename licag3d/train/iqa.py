@@ -147,6 +147,32 @@ def human_samples(arguments):
     return *read_human_scores(arguments.human, out), "mean opinion of readers"
 
 
+def recipe(arguments, settings) -> dict:
+    """How to make these weights again: the commands, and what the samples depend on.
+
+    Scene k of a folder of samples is a function of the seed, of k and of the pool's frames; so the first scenes of an
+    interrupted making are those of a shorter one.
+    """
+    if arguments.human:
+        return {"data": "scores of readers", "seed": settings.seed}
+    from licag3d.data.phantom_frames import PhantomPool
+    from licag3d.phantom.splits import TRAINING
+
+    entries = PhantomPool(arguments.pool).entries
+    seeds = sorted({entry["seed"] for entry in entries})
+    stream = seeds == list(TRAINING[: len(seeds)])
+    train = ["python -m licag3d.train iqa --pool POOL --out RUN", f"--scenes {arguments.scenes}"]
+    train += [f"--routing {arguments.routing}", f"--init {Path(arguments.init).name}"]
+    for name in ("steps", "batch", "rate", "warmup", "validate_every", "save_every", "accumulate", "precision", "seed"):
+        train.append(f"--{name.replace('_', '-')} {getattr(settings, name)}")
+    made = f"python -m licag3d.data.phantom_frames --pool POOL --cases {len(seeds)}"
+    return {
+        "commands": [made if stream else f"a pool of the training seeds {seeds}", " ".join(train)],
+        "frames": len(entries),
+        "sample_seeds": {"training": settings.seed, "validation": 1 + settings.seed},
+    }
+
+
 def predict_all(model, samples, *, reference: bool = True, batch: int = 16):
     """Scores ``(n, 3)`` of all samples, ``reference`` False: as if there were none."""
     import numpy as np
@@ -216,6 +242,7 @@ def _finish(arguments, settings, outcome, config: dict) -> int:
     load_into(model, tensors, "best.safetensors")
     # "scores" of the loop are those of the validation.
     found = facts | {key: value for key, value in config.items() if key != "scores"}
+    found["recipe"] = recipe(arguments, settings)
     save_weights(folder / "iqa.safetensors", model, found | {"truth": config["scores"], "seed": settings.seed})
     if arguments.export:
         export_weights(folder, "iqa", arguments.export, folder)

@@ -110,6 +110,14 @@ def make_scene(anatomy: Anatomy, rng: np.random.Generator, kappa: float, vendor:
     return replace(scene, bare=displayed(scene, anatomy.contrast_free))
 
 
+def moved_reference(scene: Scene, anatomy: Anatomy, rng: np.random.Generator) -> np.ndarray:
+    """The angiogram of another moment of a scene's patient on the display of the scene, with noise of its own: what a
+    reference of another heartbeat is.
+    """
+    intensity = detect(anatomy.contrast_free + anatomy.contrast, scene.look, rng, bright=scene.bright)
+    return shown(intensity, scene.look.display, scene.limits, scene.light, rng)
+
+
 def displayed(scene: Scene, depth: np.ndarray) -> np.ndarray:
     """Grey image in 0..1 of a line integral on the scene's display, without noise."""
     intensity = detect(depth, scene.look, np.random.default_rng(0), noisy=False, bright=scene.bright)

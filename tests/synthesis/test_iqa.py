@@ -30,7 +30,7 @@ from licag3d.phantom.splits import VALIDATION
 from licag3d.quality import difference
 from licag3d.quality import main as quality
 from licag3d.train.__main__ import main as train
-from licag3d.train.checkpoints import save_weights
+from licag3d.train.checkpoints import load_weights, save_weights
 from licag3d.train.iqa import agreement
 from licag3d.train.iqa_data import SampleFolder, make_samples
 from licag3d.train.iqa_frames import HELD_OUT, IMAGE_KINDS, KINDS, TRAINED, make_scene, reduced, synthetic
@@ -193,6 +193,9 @@ def test_training_smoke_resume_and_bad_flags(flags, tmp_path, capsys):
     assert status_of(train, [*flags, "--out", str(parts), "--resume"]) == 0
     assert curve(whole)[-1] == curve(parts)[-1]
     made = whole / "iqa.safetensors"
+    found = load_weights(made)[1]["recipe"]
+    assert "--scenes 1 --routing must --init random --steps 2 --batch 2" in found["commands"][1]
+    assert "--precision fp32 --seed 0" in found["commands"][1] and found["sample_seeds"]["validation"] == 1
     plain = [*flags[:-2], "--steps", "1", "--routing", "none", "--out", str(tmp_path / "plain")]
     assert status_of(train, plain) == 0
     added = [*plain[:-3], "must", "--out", str(tmp_path / "added"), "--rate", "0", "--init"]
@@ -205,10 +208,17 @@ def test_training_smoke_resume_and_bad_flags(flags, tmp_path, capsys):
     assert status_of(train, nan) == BAD_INPUT and "no number" in capsys.readouterr().err
 
 
+def test_an_interrupted_making_is_a_shorter_one(pools, tmp_path):
+    pool = PhantomPool(pools / "training")
+    for scenes in (1, 2):
+        make_samples(pool, tmp_path / str(scenes), scenes, seed=3, per_scene=1)
+    one, two = (SampleFolder(tmp_path / str(scenes)) for scenes in (1, 2))
+    assert len(one) < len(two) and one.lines == two.lines[: len(one)]
+    assert np.array_equal(one.frames, two.frames[: len(one)]) and np.array_equal(one.scenes, two.scenes[:1])
+
+
 def broken(file, folder):
     """The same weights with a value that is no number."""
-    from licag3d.train.checkpoints import load_weights
-
     tensors, facts = load_weights(file)
     model = CasIqa(config_from(facts["config"], "x"))
     model.load_state_dict(tensors)
