@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import argparse
+import shlex
+from collections.abc import Callable
 
 from licag3d.command import Parser, add_debug_flag, add_geometry_flags, geometry_of, run
 from licag3d.errors import InputError
@@ -71,18 +73,20 @@ def main(argv: list[str]) -> int:
                 f"  {pair.first:4d} {pair.second:4d}  {pair.misfit:+7.3f}  {pair.cost:7.3f}  "
                 f"{100 * pair.matched:5.0f} %  {pair.offset_mm:5.1f} mm"
             )
-    try:
-        write_frame_strip(arguments.out, *strip_pictures(chosen))
-    except OSError as error:
-        raise InputError(
-            f"--out {arguments.out!r} cannot be written ({error.strerror or error}): choose another place"
-        ) from None
-    print(f"wrote {arguments.out}")
+    _write("--out", arguments.out, lambda file: write_frame_strip(file, *strip_pictures(chosen)))
     if arguments.json:
-        write_text(arguments.json, key_frames_json(chosen))
-        print(f"wrote {arguments.json}")
-    print("for invert: --views " + " ".join(f"{cine.label}#{cine.best}" for cine in chosen.cines))
+        _write("--json", arguments.json, lambda file: write_text(file, key_frames_json(chosen)))
+    print("for invert: --views " + shlex.join(f"{cine.label}#{cine.best}" for cine in chosen.cines))
     return 0
+
+
+def _write(flag: str, file: str, write: Callable[[str], None]) -> None:
+    try:
+        write(file)
+    except OSError as error:
+        why = error.strerror or error
+        raise InputError(f"{flag} {file!r} cannot be written ({why}): choose another place") from None
+    print(f"wrote {file}")
 
 
 def _progress():

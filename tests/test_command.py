@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -13,6 +13,12 @@ from PIL import Image
 
 from licag3d.command import Parser, add_geometry_flags, device_of, geometry_of, status_of
 from licag3d.errors import InputError
+
+
+def processor_seconds() -> float:
+    """Of the finished child processes of this one."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def inspect(*arguments) -> subprocess.CompletedProcess:
@@ -97,11 +103,11 @@ def test_wrong_flags(arguments, words):
 def test_help_is_quick_and_imports_nothing_heavy():
     best = 9.0
     for _ in range(3):
-        start = time.perf_counter()
+        start = processor_seconds()
         done = inspect("--help")
-        best = min(best, time.perf_counter() - start)
+        best = min(best, processor_seconds() - start)
     assert done.returncode == 0 and "--pixel-spacing MM" in done.stdout and "None" not in done.stdout
-    assert best < 0.5
+    assert best < 0.5  # of the processor: what else runs on the machine does not count
     code = ("import sys, licag3d.inspect; heavy = {'torch', 'numpy', 'scipy', 'pydicom', 'PIL'} & set(sys.modules); "
             "assert not heavy, heavy")
     subprocess.run([sys.executable, "-c", code], check=True)

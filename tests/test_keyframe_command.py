@@ -39,6 +39,9 @@ def test_one_cine_of_rising_contrast(tmp_path, capsys):
     assert status_of(main, [str(tmp_path / "cine.tif"), "--out", str(tmp_path / "s.png")]) == 0
     text = capsys.readouterr().out
     assert "key frame 5" in text or "key frame 6" in text
+    nowhere = ["--json", str(tmp_path / "none" / "s.json")]
+    assert status_of(main, [str(tmp_path / "cine.tif"), "--out", str(tmp_path / "s.png"), *nowhere]) == 2
+    assert "--json" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -37,8 +37,8 @@ WAYS = ("found", "faint", "mask", "drawn")
 FAINT_LOW, FAINT_HIGH = 0.15, 0.4
 #: Largest line integral that is stored.
 MOST_P = 4.0
-#: Largest file of a pair.
-MOST_BYTES = 5_000_000
+#: Largest file of a pair, and largest content: a packed file may promise a thousand times its size.
+MOST_BYTES, MOST_CONTENT = 5_000_000, 50_000_000
 
 
 @dataclass(frozen=True)
@@ -246,6 +246,8 @@ def load_pair(file) -> ViewPair:
         if Path(file).stat().st_size > MOST_BYTES:
             raise InputError(f"{file}: more than {MOST_BYTES} bytes are no view pair; make the pool anew")
         with np.load(file, allow_pickle=False) as stored:
+            if sum(part.file_size for part in stored.zip.infolist()) > MOST_CONTENT:
+                raise InputError(f"{file}: unpacked it has more than {MOST_CONTENT} bytes; make the pool anew")
             facts = json.loads(stored["facts"].tobytes().decode())
             if facts["schema"] != SCHEMA:
                 raise InputError(f"{file}: a view pair of another version ({facts['schema']}); make the pool anew")

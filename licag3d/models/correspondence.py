@@ -47,6 +47,17 @@ class CorrespondenceConfig:
     heads: int = 3
     rounds: int = 3
 
+    def __post_init__(self) -> None:
+        # Sizes come from files too: they are bounded before anything is made of them.
+        if not 2 <= len(self.channels) <= 6 or not all(isinstance(c, int) and 4 <= c <= 512 for c in self.channels):
+            raise InputError(f"channels are {self.channels}; give 2 to 6 whole numbers from 4 to 512")
+        for name, low, high in (("width", 8, 1024), ("heads", 1, 16), ("rounds", 0, 12)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or not low <= value <= high:
+                raise InputError(f"{name} is {value}; give a whole number from {low} to {high}")
+        if self.width % self.heads:
+            raise InputError(f"width is {self.width}; give a multiple of the {self.heads} heads")
+
 
 @dataclass
 class PairSample:
@@ -317,8 +328,3 @@ def build(facts: dict | CorrespondenceConfig | None = None) -> Correspondence:
         except TypeError as error:
             raise InputError(f"not a configuration of the correspondence network: {error}") from None
     return Correspondence(facts)
-
-
-def count_parameters(model: nn.Module) -> int:
-    """Number of trainable numbers."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)

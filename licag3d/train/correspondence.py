@@ -97,7 +97,8 @@ def first_model(init: str, seed: int):
 
 def run_config(model, arguments) -> dict:
     """What makes a run itself, for ``config.json`` and the weights."""
-    from licag3d.models.correspondence import config_facts, count_parameters
+    from licag3d.models.correspondence import config_facts
+    from licag3d.models.segmentor import count_parameters
 
     return {
         "model": "correspondence",

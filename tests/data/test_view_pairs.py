@@ -92,6 +92,9 @@ def test_a_pool_grows_once_and_refuses_what_is_no_pair(tmp_path):
     file.write_bytes(b"PK\x03\x04 not a pair")
     with pytest.raises(InputError, match="make the pool anew"):
         load_pair(file)
+    np.savez_compressed(file, facts=np.zeros(60_000_000, np.uint8))  # 60 kB that promise 60 MB
+    with pytest.raises(InputError, match="unpacked"):
+        load_pair(file)
     with pytest.raises(InputError, match="no view pairs"):
         pair_files(tmp_path / "elsewhere")
     with pytest.raises(InputError, match="at least one case"):

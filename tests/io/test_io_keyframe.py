@@ -112,9 +112,9 @@ def test_two_frames(cine):
 
 def test_speed():
     frames = np.repeat(heart(6, 512)[None], 15, 0)
-    start = time.perf_counter()
+    start = time.process_time()
     find_key_frame(reader(frames), 15)
-    assert time.perf_counter() - start < 6  # about 1 s on one free core
+    assert time.process_time() - start < 6  # about 1 s
 
 
 def test_real_cines(shared_data):

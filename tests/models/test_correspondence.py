@@ -23,7 +23,6 @@ from licag3d.models.correspondence import (
     CorrespondenceConfig,
     build,
     config_facts,
-    count_parameters,
     log_probability,
     pair_sample,
     pictures_of,
@@ -63,7 +62,17 @@ def test_every_candidate_gets_a_probability():
         np.testing.assert_allclose(chance.sum(1), 1.0, atol=1e-5)
         assert (chance[:, :-1][~real] == 0).all() and (chance[:, :-1][real] > 0).all()
         assert said[k].branch.shape == (len(real), len(BRANCHES)) and said[k].depth.shape == (len(real), 2)
-    assert count_parameters(Correspondence()) <= 1_500_000
+    assert sum(p.numel() for p in Correspondence().parameters()) <= 1_500_000
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"channels": [10**9] * 4}, {"channels": []}, {"channels": ["a", "b"]}, {"width": 0}, {"width": "96"},
+     {"heads": 7}, {"rounds": 10**6}, {"more": 1}],
+)  # fmt: skip
+def test_sizes_from_a_file_are_bounded_before_anything_is_made(wrong):
+    with pytest.raises(InputError):
+        build(config_facts(CorrespondenceConfig()) | wrong)
 
 
 def test_the_order_of_the_views_does_not_matter():
