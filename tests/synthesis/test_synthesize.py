@@ -130,6 +130,32 @@ def test_clipped_and_turned_frames_are_warned_of():
     assert frame_warnings(view_of(grey(), 0.3)) == ()
 
 
+def test_burnt_in_text_stays_as_it_is(tmp_path, weights):
+    from PIL import ImageDraw
+
+    marked = Image.fromarray(np.rint(255 * grey((512, 512))).astype(np.uint8))
+    ImageDraw.Draw(marked).text((16, 18), "LAO 30 CRA 20", fill=255, font_size=24)
+    text = np.asarray(marked) > 230
+    marked.save(tmp_path / "marked.png")
+    assert status_of(main, [str(tmp_path / "marked.png"), "--out", str(tmp_path / "out"), "--weights", weights]) == 0
+    made = pixels(tmp_path / "out" / "marked_angiogram.png")
+    vessel = pixels(tmp_path / "out" / "marked_vessel.png")
+    assert text.sum() > 100 and (made[text] == np.asarray(marked)[text]).all() and (vessel[text] == 0).all()
+    assert (made < np.asarray(marked)).any()  # vessels are drawn elsewhere
+
+
+def test_inverted_frames_are_turned_over_where_asked(tmp_path, weights, capsys):
+    file = write(tmp_path / "a.png", grey())
+    negative = write(tmp_path / "b.png", 1 - grey())
+    out = [tmp_path / "plain", tmp_path / "turned"]
+    assert status_of(main, [file, "--out", str(out[0]), "--weights", weights, "--polarity", "dark"]) == 0
+    assert "turned over" not in capsys.readouterr().out
+    assert status_of(main, [negative, "--out", str(out[1]), "--weights", weights, "--polarity", "bright"]) == 0
+    assert "turned over" not in capsys.readouterr().out  # it was asked for
+    plain, turned = pixels(out[0] / "a_angiogram.png"), pixels(out[1] / "b_angiogram.png")
+    assert np.abs(plain - turned).mean() < 1.5 and np.abs(plain - pixels(negative)).mean() > 20
+
+
 def test_contrast_that_is_there_already_is_seen(monkeypatch):
     """On phantom frames of 512 px; the threshold was chosen on validation frames (docs/synthesis.md)."""
     from licag3d.data.phantom_frames import case_moments, contrast_free_image, render_moment
