@@ -21,7 +21,6 @@ from licag3d.report.result import Reconstruction, StageRecord
 from licag3d.structures import VesselEvidence, VesselTree, View
 
 Progress = Callable[[str, float, str], None]
-STAGES = ("evidence", "cameras", "matching", "prior", "refinement", "field", "vessels")
 #: Less centreline than this in a view is no vessel tree.
 SHORTEST_VESSEL_MM = 15.0
 
@@ -130,9 +129,12 @@ def _evidence_stage(run: Run) -> tuple[tuple[VesselEvidence, ...], tuple[Chains,
         graph = trace_centerlines(item, view)
         chain = chains_from_graph(graph, view.camera)
         if chain.length_mm < SHORTEST_VESSEL_MM:
+            what, advice = "shows", "choose a frame with contrast (#FRAME) or give --masks"
+            if view.mask is not None:
+                what, advice = "has a mask with", "check that the mask is of this frame and holds its vessels"
             raise InputError(
-                f"view {k + 1} ({view.file}) shows {chain.length_mm:.0f} mm of vessel centreline; at least "
-                f"{SHORTEST_VESSEL_MM:.0f} mm are needed: choose a frame with contrast (#FRAME) or give --masks"
+                f"view {k + 1} ({view.file}) {what} {chain.length_mm:.0f} mm of vessel centreline; at least "
+                f"{SHORTEST_VESSEL_MM:.0f} mm are needed: {advice}"
             )
         evidence.append(item)
         chains.append(chain)
@@ -224,8 +226,10 @@ def _field_stage(
         f"View {k + 1}": pictures.compare_picture(e.line_integral, image)
         for k, (e, image) in enumerate(zip(evidence, rendered, strict=True))
     }
-    last = result.losses["data"][-1] if result.losses["data"] else float("nan")
-    note = f"Field and offsets refined together: share of the image not explained {last:.2f}."
+    note = "The field is the lumen of the tree, not refined."
+    if result.losses["data"]:
+        both = "Field and offsets refined together" if move else "Field refined"
+        note = f"{both}: share of the image not explained {result.losses['data'][-1]:.2f}."
     run.progress("field", 1.0, note)
     return (
         result.volume,

@@ -36,7 +36,7 @@ def parser() -> Parser:
     )
     made.add_argument("--out", required=True, metavar="DIR", help="folder for the results; made if missing")
     add_geometry_flags(made)
-    made.add_argument("--masks", nargs="+", metavar="FILE", help="vessel masks, one image per view (vessels not zero)")
+    made.add_argument("--masks", nargs="+", metavar="FILE", help="vessel masks, one image per view: vessels bright, or labels 1 to 32 on 0")
     made.add_argument(
         "--evidence",
         choices=("auto", "learned", "classical"),
@@ -182,9 +182,12 @@ def _summary(result, written) -> None:
         f"piece{'s' * (pieces != 1)}, {result.seconds:.0f} s"
     )
     for k, values in enumerate(result.metrics, 1):
+        if "vessel_explained" not in values:
+            print(f"view {k}: the tree does not show in it")
+            continue
         print(
-            f"view {k}: centreline {values.get('centerline_to_vessel_px', float('nan')):.1f} px from the vessel "
-            f"(median), {100 * values.get('vessel_explained', float('nan')):.0f} % of the vessels explained"
+            f"view {k}: centreline {values['centerline_to_vessel_px']:.1f} px from the vessel (median), "
+            f"{100 * values['vessel_explained']:.0f} % of the vessels explained"
         )
     print(f"surface: {written['vessels.stl']}")
     print(f"volume:  {written['attenuation.nii.gz']}")

@@ -25,6 +25,8 @@ from licag3d.io.files import (
 CHROMA_LIMIT = 20
 COLOURED_FRACTION = 0.02
 MAX_VALUE = 1e10
+#: A mask of whole numbers up to this holds labels of branches or segments, not grey values.
+MASK_LABELS = 32
 
 _EIGHT_BIT = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 
@@ -173,7 +175,8 @@ def check_values(values: np.ndarray, label: str) -> None:
 
 
 def read_mask(path: str | Path, rows: int, cols: int) -> tuple[np.ndarray, list[str]]:
-    """A vessel mask ``(rows, cols)`` bool from an image file: vessels bright, halfway to the maximum and above.
+    """A vessel mask ``(rows, cols)`` bool from an image file: vessels bright, halfway to the maximum and above; in an
+    image of labels (whole numbers up to :data:`MASK_LABELS`) all that is not zero.
 
     Returns:
         The mask and notes (for example that it was not binary).
@@ -196,10 +199,11 @@ def read_mask(path: str | Path, rows: int, cols: int) -> tuple[np.ndarray, list[
     low, high = float(values.min()), float(values.max())
     if low < 0:
         raise InputError(f"mask {path.name!r} has negative pixels ({low:g}): vessels are bright, background is 0")
-    mask = values >= high / 2
+    labels = high <= MASK_LABELS and bool((values == np.rint(values)).all())
+    mask = values > 0 if labels else values >= high / 2
     notes = []
     between = float(((values > 0.02 * high) & (values < 0.98 * high)).mean())
-    if between > 0.001:
+    if between > 0.001 and not labels:
         notes.append(f"Mask {path.name} is not binary ({100 * between:.1f} % of the pixels between 0 and the maximum "
                      f"{high:g}): vessels are taken from half of the maximum upwards.")
     fraction = float(mask.mean())

@@ -41,13 +41,15 @@ def read_human_scores(table, folder):
     if len(patients) < 2:
         raise InputError(f"{table}: all frames are of one patient; at least two are needed, one to check the others")
     order = np.random.default_rng(94).permutation(len(patients))
+    # What readers call their patients stays in their table.
+    numbers = {patient: str(k) for k, patient in enumerate(patients)}
     held = {patients[k] for k in order[: max(1, round(HELD_SHARE * len(patients)))]}
     opinions = mean_opinions(rows)
     for name in ("training", "validation"):
         if (folder / name / "samples.jsonl").is_file():
             continue
         chosen = [key for key in opinions if (key[3] in held) == (name == "validation")]
-        _write(folder / name, Path(table).parent, chosen, opinions)
+        _write(folder / name, Path(table).parent, chosen, opinions, numbers)
     return SampleFolder(folder / "training"), SampleFolder(folder / "validation")
 
 
@@ -118,7 +120,7 @@ def mean_opinions(rows: list[dict]) -> dict[tuple, np.ndarray]:
     return {key: np.clip(middle + spread * np.mean(z, 0), 0, 100) for key, z in found.items()}
 
 
-def _write(folder: Path, base: Path, keys: list[tuple], opinions: dict) -> None:
+def _write(folder: Path, base: Path, keys: list[tuple], opinions: dict, numbers: dict[str, str]) -> None:
     from licag3d.quality import read_frames
     from licag3d.train.iqa_data import as_bytes, write_samples
     from licag3d.train.iqa_frames import SIDE
@@ -130,7 +132,7 @@ def _write(folder: Path, base: Path, keys: list[tuple], opinions: dict) -> None:
         frames.append(as_bytes(images[0]))
         scenes.append(as_bytes(np.stack((images[1], images[2 if reference else 1]))))
         scores = [float(x) for x in opinions[(synthetic, bare, reference, patient)]]
-        line = {"scene": len(scenes) - 1, "patient": patient, "defects": {}, "has_reference": bool(reference)}
+        line = {"scene": len(scenes) - 1, "patient": numbers[patient], "defects": {}, "has_reference": bool(reference)}
         lines.append(line | {"scores": scores})
     write_samples(folder, np.stack(scenes), np.stack(frames), lines)
 

@@ -198,12 +198,15 @@ def test_masks(tmp_path):
     vessels[40:44] = 1  # 0 and 1 instead of 0 and 255
     (view,), _ = read(vessels)
     assert view.mask.dtype == bool and np.array_equal(view.mask, vessels > 0)
+    vessels[42:44] = 9  # labels of two branches: both are vessels
+    (view,), notes = read(vessels)
+    assert np.array_equal(view.mask, vessels > 0) and not any("binary" in note for note in notes)
     (view,), notes = read((image > 190).astype(np.uint8) * 255 - (image > 193) * np.uint8(100))
     assert any("not binary" in note for note in notes)
     with pytest.raises(InputError, match="blank"):
         read(np.zeros_like(vessels))
     with pytest.raises(InputError, match="invert"):
-        read(255 - 255 * vessels)
+        read(255 - 255 * (vessels > 0).astype(np.uint8))
     with pytest.raises(InputError, match="mask 'mask.png' has 50 x 120 pixels .*96 x 120"):
         read(vessels[:50])
     with pytest.raises(InputError, match="2 masks for 1 views"):

@@ -242,12 +242,13 @@ def test_human_scores(scene, tmp_path, flags):
         write(tmp_path / f"{k}.png", synthetic(own, other, {"erased": severity}, 1)[0])
         for rater, shift in (("a", 0), ("b", 20)):
             score = 80 - 60 * severity + shift
-            rows.append(f"{k}.png,bare.png,{'true.png' if k else ''},p{k},{rater},{score},{score},{score}")
+            rows.append(f"{k}.png,bare.png,{'true.png' if k else ''},Miller{k},{rater},{score},{score},{score}")
     table = tmp_path / "scores.csv"
     table.write_text("\n".join(rows) + "\n")
     training, checked = read_human_scores(table, tmp_path / "kept")
     assert len(training) == 2 and len(checked) == 1
     assert {line["patient"] for line in training.lines}.isdisjoint(line["patient"] for line in checked.lines)
+    assert "Miller" not in "".join(file.read_text() for file in (tmp_path / "kept").rglob("*.jsonl"))
     both = np.concatenate((training.scores, checked.scores))
     assert sorted(both[:, 0].round()) == [36, 60, 84]  # the strict and the kind reader agree in their own units
     run = ["iqa", "--human", str(table), "--out", str(tmp_path / "run"), *flags[9:], "--steps", "1"]
