@@ -24,6 +24,7 @@ import numpy as np
 
 from licag3d.geometry import Camera
 from licag3d.inversion.epipolar import epipolar_pair
+from licag3d.inversion.refinement_density import Density, FrameImage, around, frame_image, read_density
 from licag3d.inversion.refinement_profiles import (
     LEAST_SINE,
     Measured,
@@ -44,6 +45,9 @@ BEND_PER_MM, BEND_LENGTH_MM = 0.12, 4.0
 EXCESS = 1.3
 #: What is seen of it reaches this far along the vessel, mm.
 BESIDE_MM = 1.5
+#: The contrast in the frame counts in full below the first of these half widths, px, or shares of the vessel's usual
+#: calibre, and not at all above the second.
+THIN_PX, NARROW = (1.7, 2.4), (0.6, 0.8)
 #: No vessel thinner than this is delivered, mm.
 LEAST_RADIUS_MM = 0.2
 
@@ -64,20 +68,25 @@ class RefinementSettings:
         contrast_sigma: standard deviation of the log radius from contrast, for learned line integrals and for those
             measured under a given mask.
         bend_mm: price of a kink of the log radius along the vessel.
+        density: thin lumens are read from the contrast in the frame too.
+        thin_sigma: what widths and contrasts get in addition where the lumen is thin or suddenly narrow, for learned line
+            integrals (which smear it) and for given masks.
         start_sigma: how much the radius before counts (standard deviation of its logarithm, per mm of vessel).
     """
 
     rounds: int = 3
     blur_px: float = 0.6
-    along_mm: float = 0.7
+    along_mm: float = 0.4
     centre_sigma_px: float = 0.3
     least_explained: float = 0.5
     anchor_mm: float = 0.7
     camera_sigma_mm: float = 0.3
     width_sigma: tuple[float, float] = (0.25, 0.12)
     contrast_sigma: tuple[float, float] = (0.09, 0.3)
-    bend_mm: float = 12.0
+    bend_mm: float = 8.0
     start_sigma: float = 0.6
+    density: bool = True
+    thin_sigma: tuple[float, float] = (1.2, 0.0)
 
 
 @dataclass(frozen=True)
@@ -123,6 +132,7 @@ def refine_tree(
         profile_image(item, given=view.mask is not None, blur_px=settings.blur_px)
         for view, item in zip(views, evidence, strict=True)
     ]
+    frames = [frame_image(view, item) for view, item in zip(views, evidence, strict=True)] if settings.density else []
     lines = _Lines(tree, settings)
     points, radius = lines.points, lines.radius
     offsets_mm = np.zeros(len(cameras))
@@ -136,7 +146,8 @@ def refine_tree(
         offsets_mm += shift
         # The radii are read at the new places: a profile that is off the middle looks narrow.
         seen, found = _look(lines, points, radius, cameras, images)
-        radius, levels = lines.calibre(points, radius, seen, found, images)
+        dense = _dense(lines, points, radius, cameras, seen, frames)
+        radius, levels = lines.calibre(points, radius, seen, found, images, dense)
         if progress:
             text = " and ".join(f"{_spread(m):.2f}" for m in found)
             progress((number + 1) / settings.rounds, f"round {number + 1}: middles off by {text} px")
@@ -296,7 +307,7 @@ class _Lines:
             now = (factors * np.stack([line[:-2, axis], line[1:-1, axis], line[2:, axis]], 1)).sum(1)
             equations(columns, factors, -now)
 
-    def calibre(self, points, radius, seen, found, images: list[ProfileImage]):
+    def calibre(self, points, radius, seen, found, images: list[ProfileImage], dense: list[Density]):
         """Radii ``(N,)`` by the robust fit along each branch, and the attenuation of every view, 1/mm."""
         settings = self.settings
         readings, sigmas, levels = [], [], []
@@ -314,6 +325,12 @@ class _Lines:
                 spread = np.hypot(settings.contrast_sigma[int(image.outline)], what.contrast_sigma)
                 sigmas.append(np.where(good & (what.contrast > 0), spread, np.inf))
         readings, sigmas = np.stack(readings, 1), np.stack(sigmas, 1)
+        if dense:
+            arcs = [arc_length_mm(points[span]) for span in self.spans()]
+            usual = around(radius, arcs, self.spans())
+            more, spread, thin = _thin_readings(dense, seen, usual)
+            sigmas = np.hypot(sigmas, settings.thin_sigma[int(images[0].outline)] * thin[:, None])
+            readings, sigmas = np.concatenate([readings, more], 1), np.concatenate([sigmas, spread], 1)
         sigmas = sigmas * _too_wide(readings, sigmas)
         out = np.empty_like(radius)
         for span in self.spans():
@@ -353,6 +370,34 @@ def _look(lines: _Lines, points, radius, cameras, images) -> tuple[list[ViewPoin
         _doubted(lines, view, what, radius, image.outline)
         for image, view, what in zip(images, seen, found, strict=True)
     ]
+
+
+def _dense(lines: _Lines, points, radius, cameras, seen, frames: list[FrameImage]) -> list[Density]:
+    """Radii from the contrast in every frame."""
+    spans, tree = lines.spans(), lines.tree_of(points, radius)
+    arcs = [arc_length_mm(points[span]) for span in spans]
+    return [
+        read_density(frame, view, arcs, radius, shadows(tree, camera), spans)
+        for frame, view, camera in zip(frames, seen, cameras, strict=False)
+    ]
+
+
+def _thin_readings(dense: list[Density], seen: list[ViewPoints], usual_mm: np.ndarray):
+    """Readings and deviations ``(N, views)`` of the densities where the lumen is thin, and how thin it is ``(N,)`` 0..1."""
+    readings = np.stack([item.log_radius for item in dense], 1)
+    sigmas = np.stack([item.sigma for item in dense], 1)
+    weight = np.where(np.isfinite(sigmas), sigmas, np.inf) ** -2.0
+    best = (weight * np.where(weight > 0, readings, 0.0)).sum(1) / np.maximum(weight.sum(1), 1e-12)
+    best = np.where(weight.sum(1) > 0, best, np.log(usual_mm))
+    # Only as far as the contrast is sure of it are the widths doubted.
+    sure = np.clip((np.log(usual_mm) - best) * np.sqrt(weight.sum(1)) - 1.5, 0.0, 1.5) / 1.5
+    px_per_mm = np.stack([view.px_per_mm for view in seen], 1).mean(1)
+    small = np.clip((THIN_PX[1] - np.exp(best) * px_per_mm) / (THIN_PX[1] - THIN_PX[0]), 0.0, 1.0)
+    narrow = np.clip((NARROW[1] - np.exp(best) / usual_mm) / (NARROW[1] - NARROW[0]), 0.0, 1.0)
+    # A wide vessel is doubted only as far as the contrast is sure that it is narrow here.
+    wide = usual_mm * px_per_mm > THIN_PX[1]
+    use = np.maximum(small, narrow) * np.where(wide, sure, 1.0)
+    return readings, sigmas / np.maximum(use[:, None], 1e-6), use
 
 
 def _doubted(lines: _Lines, view: ViewPoints, what: Measured, radius_mm: np.ndarray, outline: bool) -> Measured:

@@ -211,7 +211,7 @@ def measure(
     inside = sampled(np.ones_like(image.values)) > 0.999
     values = sampled(image.values)
     thickness = (2 * radius_mm / np.maximum(seen.sine, LEAST_SINE))[:, None]
-    other = np.maximum(sampled(shadow.whole) - _own_path(shadow, spans, at), 0.0) / thickness
+    other = np.maximum(sampled(shadow.whole) - own_path(shadow, spans, at), 0.0) / thickness
     if image.outline:
         trust = inside * (other <= OUTLINE_OTHER)
     else:
@@ -293,7 +293,7 @@ def _strange_side(values: np.ndarray, other: np.ndarray, t: np.ndarray, radius: 
     return hidden
 
 
-def _own_path(shadow: Shadows, spans: Sequence[slice], at: np.ndarray) -> np.ndarray:
+def own_path(shadow: Shadows, spans: Sequence[slice], at: np.ndarray) -> np.ndarray:
     """Path through the own branch alone at profile samples ``(N, T, 2)``."""
     from scipy import ndimage
 

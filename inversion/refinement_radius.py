@@ -14,6 +14,9 @@ from __future__ import annotations
 
 import numpy as np
 
+#: Change of slope (1/mm) from which a kink costs less than in proportion: the ends of a short tight stenosis.
+SHARP = 0.15
+
 
 def robust_trend(
     arc_mm: np.ndarray,
@@ -74,7 +77,7 @@ def robust_trend(
             a, c = 1.0 / gap[:-1], 1.0 / gap[1:]
             stencil = np.stack([a, -(a + c), c], 1)
             kink = np.abs(stencil[:, 0] * u[:-2] + stencil[:, 1] * u[1:-1] + stencil[:, 2] * u[2:])
-            price = bend / (kink + 2e-3)
+            price = bend / (kink + 2e-3) * SHARP / (SHARP + kink)
             for i in range(3):
                 for j in range(i, 3):
                     bands[j - i, i : i + count - 2] += price * stencil[:, i] * stencil[:, j]
