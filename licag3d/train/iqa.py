@@ -32,7 +32,7 @@ def add_flags(parser) -> None:
         "for all scores, or no tokens: plain comparisons of the frames alone"
     )  # fmt: skip
     model.add_argument("--init", default="random", metavar="random|iqa|FILE", help="weights to begin with")
-    model.add_argument("--export", metavar="NAME", help="write weights and card of the best checkpoint under this name")
+    model.add_argument("--export", metavar="NAME", help="write weights and card under this name into OUT/export")
 
 
 def main(arguments) -> int:
@@ -245,7 +245,9 @@ def _finish(arguments, settings, outcome, config: dict) -> int:
     found["recipe"] = recipe(arguments, settings)
     save_weights(folder / "iqa.safetensors", model, found | {"truth": config["scores"], "seed": settings.seed})
     if arguments.export:
-        export_weights(folder, "iqa", arguments.export, folder)
+        # Into a folder of its own: under the run's own name it would overwrite the weights that a training reads.
+        (folder / "export").mkdir(exist_ok=True)
+        export_weights(folder, "iqa", arguments.export, folder / "export")
     ended = "finished" if outcome.finished else "stopped at the time limit (go on with --resume)"
     best = f", best correlation {outcome.score:.4f} at step {outcome.best_step}" if outcome.score is not None else ""
     print(f"{ended} after {outcome.steps} steps{best}: {folder / 'iqa.safetensors'}")

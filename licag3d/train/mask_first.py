@@ -36,7 +36,7 @@ def add_flags(parser) -> None:
         "segmentor, or a file of a training of it or of this model"
     )  # fmt: skip
     model.add_argument("--distil", type=float, default=0.3, metavar="W", help="weight of the segmentor as a teacher")
-    model.add_argument("--export", metavar="NAME", help="write weights and card of the best checkpoint under this name")
+    model.add_argument("--export", metavar="NAME", help="write weights and card under this name into OUT/export")
 
 
 def main(arguments) -> int:
@@ -228,7 +228,9 @@ def _finish(arguments, settings, outcome, config: dict) -> int:
     load_into(model, tensors, "best.safetensors")
     save_weights(folder / "mask_first.safetensors", model, facts | config | {"seed": settings.seed})
     if arguments.export:
-        export_weights(folder, "mask_first", arguments.export, folder)
+        # Into a folder of its own: under the run's own name it would overwrite the weights that a training reads.
+        (folder / "export").mkdir(exist_ok=True)
+        export_weights(folder, "mask_first", arguments.export, folder / "export")
     ended = "finished" if outcome.finished else "stopped at the time limit (go on with --resume)"
     best = f", best clDice {outcome.score:.4f} at step {outcome.best_step}" if outcome.score is not None else ""
     print(f"{ended} after {outcome.steps} steps{best}: {folder / 'mask_first.safetensors'}")

@@ -197,7 +197,8 @@ def test_training_smoke_resume_and_bad_flags(flags, tmp_path, capsys):
     assert "--scenes 1 --routing must --init random --steps 2 --batch 2" in found["commands"][1]
     assert "--precision fp32 --seed 0" in found["commands"][1] and found["sample_seeds"]["validation"] == 1
     plain = [*flags[:-2], "--steps", "1", "--routing", "none", "--out", str(tmp_path / "plain")]
-    assert status_of(train, plain) == 0
+    assert status_of(train, [*plain, "--export", "iqa"]) == 0  # which must not overwrite the weights of the run
+    assert json.loads((tmp_path / "plain" / "export" / "iqa.json").read_text())["recipe"]["frames"] == 2
     added = [*plain[:-3], "must", "--out", str(tmp_path / "added"), "--rate", "0", "--init"]
     assert status_of(train, [*added, str(tmp_path / "plain" / "iqa.safetensors")]) == 0
     assert curve(tmp_path / "added")[-1] == pytest.approx(curve(tmp_path / "plain")[-1], abs=1e-2)

@@ -160,7 +160,7 @@ def test_training_smoke_resume_export(pair_pools, tmp_path, capsys):
         return [line["validation"] for line in lines if "validation" in line and line["step"] == 4]
 
     assert scores(whole) == scores(parts) and "cldice_kappa_0.2" in scores(whole)[0]
-    card = json.loads((parts / "tiny.json").read_text())
+    card = json.loads((parts / "export" / "tiny.json").read_text())
     assert card["model"] == "mask-first" and card["kappa_max"] == 0.3 and card["curve"] and card["frames"] == 3
     model, facts = load_mask_first(str(whole / "mask_first.safetensors"))
     assert facts["step"] in (1, 4) and not model.training
