@@ -3,18 +3,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from licag3d.geometry import Camera
 from licag3d.inversion.chains import Chains
 from licag3d.inversion.contrast import image_planes
+from licag3d.inversion.joining import SURE, JoinSettings, borne_out, join_pieces, piece_lengths
 from licag3d.inversion.matching import Match
+from licag3d.inversion.sights import LEAST_CHANCE, Sight, least_chance
 from licag3d.inversion.smoothing import smooth_curve
 from licag3d.structures import VesselTree
 from licag3d.vessels.graph import trace_tree
-from licag3d.vessels.tree import Join, branch_length_mm, connect_components, resample_tree
+from licag3d.vessels.tree import Join, arc_length_mm, resample_tree
 
 #: An angiogram does not resolve thinner vessels; a reading below it is a broken reading, not a vessel.
 LEAST_RADIUS_MM = 0.3
@@ -33,6 +36,8 @@ class AssemblySettings:
         stray_mm: pieces farther away and shorter than this are left out (reported); longer ones are bridged.
         spur_mm: side branches sticking out of their parent by less are dropped.
         step_mm: spacing of the tree's points.
+        denied_mm: stretches from this length on that not both views agree on and that some view denies are left out.
+        piece_sure: of a piece that stays apart from the tree, two views must agree on this share.
         least_confidence: points surer than this are used; 0 leaves out what the other view contradicts (one in four of
             these places is right, seven in eight of those that both views agree on).
     """
@@ -46,6 +51,9 @@ class AssemblySettings:
     spur_mm: float = 2.0
     step_mm: float = 0.5
     least_confidence: float = 0.0
+    denied_mm: float = 2.0
+    piece_sure: float = 0.3
+    join: JoinSettings = field(default_factory=JoinSettings)
 
 
 @dataclass(frozen=True)
@@ -123,10 +131,44 @@ class Assembly:
     strays_mm: tuple[float, ...]
 
 
-def assemble_tree(curves: list[Curve], settings: AssemblySettings) -> Assembly:
-    """Join curves into one connected tree."""
+def without_denied(curves: Sequence[Curve], sights: Sequence[Sight], settings: AssemblySettings) -> list[Curve]:
+    """Curves without the stretches that only one view, or only the prior, has and that another view denies."""
+    out = []
+    for curve in curves:
+        denied = (curve.confidence < SURE) & (least_chance(curve.points_mm, sights) <= LEAST_CHANCE)
+        arc = arc_length_mm(curve.points_mm)
+        keep = np.ones(len(arc), bool)
+        edges = np.flatnonzero(np.diff(np.concatenate([[False], denied, [False]]).astype(int)))
+        for a, b in zip(edges[::2], edges[1::2], strict=True):
+            if arc[b - 1] - arc[a] >= settings.denied_mm:
+                keep[a:b] = False
+        out += stretches(curve, keep, settings.shortest_mm) if not keep.all() else [curve]
+    return out
+
+
+def stretches(curve: Curve, keep: np.ndarray, shortest_mm: float) -> list[Curve]:
+    """The parts of a curve that are kept, each with one point more on either side, so that neighbours meet."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], keep, [False]]).astype(int)))
+    out = []
+    for a, b in zip(edges[::2], edges[1::2], strict=True):
+        a, b = max(a - 1, 0), min(b + 1, len(keep))
+        if np.linalg.norm(np.diff(curve.points_mm[a:b], axis=0), axis=1).sum() < shortest_mm:
+            continue
+        nodes = (curve.nodes[0] if a == 0 else None, curve.nodes[1] if b == len(keep) else None)
+        out.append(Curve(curve.points_mm[a:b], curve.radius_mm[a:b], curve.confidence[a:b], nodes))
+    return out
+
+
+def assemble_tree(curves: list[Curve], settings: AssemblySettings, sights: Sequence[Sight] = ()) -> Assembly:
+    """Join curves into a tree.
+
+    Args:
+        sights: of the views in the frame of the curves; what they speak against is not joined, and the tree stays in
+            pieces. Without them everything is joined.
+    """
     from scipy.spatial import cKDTree
 
+    curves = without_denied(curves, sights, settings)
     if not curves:
         return Assembly(VesselTree(), (), ())
     points = np.concatenate([curve.points_mm for curve in curves])
@@ -153,24 +195,25 @@ def assemble_tree(curves: list[Curve], settings: AssemblySettings) -> Assembly:
             allowed = gap < settings.attach_mm + np.where(shared, 2.0, 0.0) + radius[near]
             if allowed.any():
                 best = near[allowed][np.argmin(gap[allowed])]
-                joints.append((at, best))
+                if borne_out(points[at], points[best], (radius[at], radius[best]), sights, settings.join.shown):
+                    joints.append((at, best))
     edges = np.concatenate([*edges, np.array(joints, int).reshape(-1, 2)])
     grown = trace_tree(points, radius, edges, min_branch_mm=settings.spur_mm, confidence=confidence)
-    near, short_bridges = connect_components(grown, max_gap_mm=settings.bridge_mm, min_branch_mm=settings.spur_mm)
-    kept, strays_mm = _without_strays(near, settings.stray_mm)
-    tree, long_bridges = connect_components(kept, min_branch_mm=settings.spur_mm)
+    near, short_bridges = join_pieces(
+        grown, sights, settings.join, longest_mm=settings.bridge_mm, min_branch_mm=settings.spur_mm
+    )
+    kept, short_mm = _without(near, lambda length, sure: length < settings.stray_mm)
+    tree, long_bridges = join_pieces(kept, sights, settings.join, min_branch_mm=settings.spur_mm)
+    # One view agrees with nobody, and nothing follows from that.
+    tree, unsure_mm = _without(tree, lambda length, sure: (sure < settings.piece_sure * length) & (sure.max() > 0))
+    strays_mm = tuple(sorted(short_mm + unsure_mm))
     return Assembly(resample_tree(tree, settings.step_mm), short_bridges + long_bridges, strays_mm)
 
 
-def _without_strays(tree: VesselTree, stray_mm: float) -> tuple[VesselTree, tuple[float, ...]]:
-    """Without the connected pieces that are shorter than ``stray_mm``; the longest piece always stays."""
-    root = {}
-    for branch in tree.branches:  # a branch follows its parent
-        root[branch.id] = branch.id if branch.parent is None else root[branch.parent]
-    length: dict[int, float] = {}
-    for branch in tree.branches:
-        length[root[branch.id]] = length.get(root[branch.id], 0.0) + branch_length_mm(branch)
-    longest = max(length, key=length.get)
-    strays = {piece for piece, total in length.items() if total < stray_mm and piece != longest}
-    return (VesselTree(tuple(branch for branch in tree.branches if root[branch.id] not in strays)),
-            tuple(sorted(length[piece] for piece in strays)))
+def _without(tree: VesselTree, stray) -> tuple[VesselTree, tuple[float, ...]]:
+    """Without the pieces that ``stray`` (of length and of length agreed on) marks; the longest piece always stays."""
+    owner, length, sure = piece_lengths(tree)
+    out = stray(length, sure)
+    out[length.argmax()] = False
+    kept = tuple(branch for branch, piece in zip(tree.branches, owner, strict=True) if not out[piece])
+    return VesselTree(kept), tuple(float(value) for value in length[out])

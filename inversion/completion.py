@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from licag3d.inversion.assembly import Curve
+from licag3d.inversion.assembly import Curve, stretches
 from licag3d.inversion.prior_fit import PriorFit
 from licag3d.inversion.snapping import Snapped
 from licag3d.structures import VesselTree
@@ -74,14 +74,14 @@ def completed_curves(
             gap, nearest = _tree(known[0]).query(branch.points_lps_mm)
             sure = np.where(gap < settings.agree_mm, np.maximum(sure, known[1][nearest]), sure)
         whole = Curve(branch.points_lps_mm, branch.radius_mm, sure, (None, None))
-        prior += _stretches(whole, keep, settings.shortest_mm)
+        prior += stretches(whole, keep, settings.shortest_mm)
     if not prior:
         return list(curves)
     there = _tree(_points(prior)[0])
     out = list(prior)
     for curve in curves:
         off = there.query(curve.points_mm)[0] > settings.apart_mm
-        out += _stretches(curve, off, settings.shortest_mm)
+        out += stretches(curve, off, settings.shortest_mm)
     return out
 
 
@@ -129,16 +129,3 @@ def _bridged(keep: np.ndarray, points: np.ndarray, gap_mm: float) -> np.ndarray:
         if arc[b] - arc[a] <= gap_mm:
             keep[a:b] = True
     return keep
-
-
-def _stretches(curve: Curve, keep: np.ndarray, shortest_mm: float) -> list[Curve]:
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], keep, [False]]).astype(int)))
-    out = []
-    for a, b in zip(edges[::2], edges[1::2], strict=True):
-        # One point more on either side, so that neighbouring stretches meet.
-        a, b = max(a - 1, 0), min(b + 1, len(keep))
-        if np.linalg.norm(np.diff(curve.points_mm[a:b], axis=0), axis=1).sum() < shortest_mm:
-            continue
-        nodes = (curve.nodes[0] if a == 0 else None, curve.nodes[1] if b == len(keep) else None)
-        out.append(Curve(curve.points_mm[a:b], curve.radius_mm[a:b], curve.confidence[a:b], nodes))
-    return out

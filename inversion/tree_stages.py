@@ -17,8 +17,10 @@ from licag3d.inversion.prior_fit import PriorFit
 from licag3d.inversion.prior_stage import DOUBTFUL_PRIOR
 from licag3d.inversion.settings import InversionSettings
 from licag3d.inversion.several import Correspondence, match_all
+from licag3d.inversion.sights import sights_of
 from licag3d.report.result import StageRecord
 from licag3d.structures import VesselEvidence, VesselTree, View
+from licag3d.vessels.tree import component_count
 
 Progress = Callable[[str, float, str], None]
 NOTHING_MATCHED = (
@@ -83,7 +85,7 @@ def find_tree(
     found, record = _match(views, chains, cameras, settings, match, progress)
     records = [record]
     warnings, assumptions = list(found.warnings), list(found.assumptions)
-    matched = assemble_tree(list(found.curves), settings.assembly)
+    matched = assemble_tree(list(found.curves), settings.assembly, sights_of(found.cameras, views, evidence))
     if not matched.tree.branches:
         raise InputError(NOTHING_MATCHED)
     tree, fit, last = matched.tree, None, matched
@@ -184,7 +186,8 @@ def _complete(views, evidence, chains, found, settings, match, progress):
         encoded=_encoded(evidence, found.cameras, generator, settings),
         progress=lambda share, text: progress("prior", share, text),
     )
-    assembly = assemble_tree(list(staged.curves), settings.assembly)
+    sights = sights_of(staged.cameras, views, evidence)
+    assembly = assemble_tree(list(staged.curves), settings.assembly, sights)
     tree = name_branches(assembly.tree, staged.fit)
     explained = " and ".join(f"{100 * value:.0f}" for value in staged.fit.explained)
     artery = {"rca": "Right", "lca": "Left"}[staged.fit.artery]
@@ -254,6 +257,12 @@ def assembly_warnings(assembly: Assembly) -> list[str]:
     if assembly.strays_mm:
         listed = ", ".join(f"{length:.0f}" for length in assembly.strays_mm)
         warnings.append(
-            f"{len(assembly.strays_mm)} short piece(s) far from the tree were left out (lengths in mm: {listed})."
+            f"{len(assembly.strays_mm)} piece(s) apart from the tree, short or doubtful, were left out (lengths in mm: "
+            f"{listed})."
+        )
+    pieces = component_count(assembly.tree)
+    if pieces > 1:
+        warnings.append(
+            f"The tree is in {pieces} pieces: no vessel is seen between them in every view, so that nothing was drawn."
         )
     return warnings
