@@ -24,7 +24,14 @@ import numpy as np
 
 from licag3d.geometry import Camera
 from licag3d.inversion.epipolar import epipolar_pair
-from licag3d.inversion.refinement_density import Density, FrameImage, around, frame_image, read_density
+from licag3d.inversion.refinement_density import (
+    Density,
+    FrameImage,
+    around,
+    frame_image,
+    read_density,
+    thin_readings,
+)
 from licag3d.inversion.refinement_profiles import (
     LEAST_SINE,
     Measured,
@@ -35,7 +42,7 @@ from licag3d.inversion.refinement_profiles import (
     shadows,
     view_points,
 )
-from licag3d.inversion.refinement_radius import robust_trend
+from licag3d.inversion.refinement_radius import robust_trend, trend_sigma
 from licag3d.structures import VesselEvidence, VesselTree, View
 from licag3d.vessels.tree import arc_length_mm, flatten_tree
 
@@ -45,9 +52,6 @@ BEND_PER_MM, BEND_LENGTH_MM = 0.12, 4.0
 EXCESS = 1.3
 #: What is seen of it reaches this far along the vessel, mm.
 BESIDE_MM = 1.5
-#: The contrast in the frame counts in full below the first of these half widths, px, or shares of the vessel's usual
-#: calibre, and not at all above the second.
-THIN_PX, NARROW = (1.7, 2.4), (0.6, 0.8)
 #: No vessel thinner than this is delivered, mm.
 LEAST_RADIUS_MM = 0.2
 
@@ -69,8 +73,8 @@ class RefinementSettings:
             measured under a given mask.
         bend_mm: price of a kink of the log radius along the vessel.
         density: thin lumens are read from the contrast in the frame too.
-        thin_sigma: what widths and contrasts get in addition where the lumen is thin or suddenly narrow, for learned line
-            integrals (which smear it) and for given masks.
+        thin_sigma: what widths and contrasts get in addition where the lumen is thin or suddenly narrow, for learned
+            line integrals (which smear it) and for given masks.
         start_sigma: how much the radius before counts (standard deviation of its logarithm, per mm of vessel).
     """
 
@@ -147,7 +151,7 @@ def refine_tree(
         # The radii are read at the new places: a profile that is off the middle looks narrow.
         seen, found = _look(lines, points, radius, cameras, images)
         dense = _dense(lines, points, radius, cameras, seen, frames)
-        radius, levels = lines.calibre(points, radius, seen, found, images, dense)
+        radius, spread, levels = lines.calibre(points, radius, seen, found, images, dense)
         if progress:
             text = " and ".join(f"{_spread(m):.2f}" for m in found)
             progress((number + 1) / settings.rounds, f"round {number + 1}: middles off by {text} px")
@@ -158,7 +162,7 @@ def refine_tree(
         "moved_mm": float(np.sqrt(((points - lines.points) ** 2).sum(1).mean())),
         "radius_ratio": float(np.exp(np.median(np.log(radius / lines.radius)))),
     }
-    return RefinedTree(lines.tree_of(points, radius), cameras, facts)
+    return RefinedTree(lines.tree_of(points, radius, spread), cameras, facts)
 
 
 class _Lines:
@@ -308,7 +312,8 @@ class _Lines:
             equations(columns, factors, -now)
 
     def calibre(self, points, radius, seen, found, images: list[ProfileImage], dense: list[Density]):
-        """Radii ``(N,)`` by the robust fit along each branch, and the attenuation of every view, 1/mm."""
+        """Radii ``(N,)`` by the robust fit along each branch, their deviations, and the attenuation of every view,
+        1/mm."""
         settings = self.settings
         readings, sigmas, levels = [], [], []
         for view, what, image in zip(seen, found, images, strict=True):
@@ -328,11 +333,11 @@ class _Lines:
         if dense:
             arcs = [arc_length_mm(points[span]) for span in self.spans()]
             usual = around(radius, arcs, self.spans())
-            more, spread, thin = _thin_readings(dense, seen, usual)
+            more, spread, thin = thin_readings(dense, seen, usual)
             sigmas = np.hypot(sigmas, settings.thin_sigma[int(images[0].outline)] * thin[:, None])
             readings, sigmas = np.concatenate([readings, more], 1), np.concatenate([sigmas, spread], 1)
         sigmas = sigmas * _too_wide(readings, sigmas)
-        out = np.empty_like(radius)
+        out, spread = np.empty_like(radius), np.empty_like(radius)
         for span in self.spans():
             out[span] = robust_trend(
                 arc_length_mm(points[span]),
@@ -342,16 +347,23 @@ class _Lines:
                 bend=settings.bend_mm,
                 start_sigma=settings.start_sigma,
             )
-        return np.maximum(np.exp(out), LEAST_RADIUS_MM), levels
+            spread[span] = trend_sigma(arc_length_mm(points[span]), readings[span], sigmas[span], out[span])
+        made = np.maximum(np.exp(out), LEAST_RADIUS_MM)
+        return made, made * spread, levels
 
-    def tree_of(self, points: np.ndarray, radius: np.ndarray) -> VesselTree:
-        """The tree with new points and radii; joints meet as they did before."""
+    def tree_of(self, points: np.ndarray, radius: np.ndarray, spread: np.ndarray | None = None) -> VesselTree:
+        """The tree with new points and radii, and the deviations of these; joints meet as they did before."""
         points = points.copy()
         for child, parent in self.joints:
             points[child] = points[parent] + self.points[child] - self.points[parent]
         return VesselTree(
             tuple(
-                replace(branch, points_lps_mm=points[span], radius_mm=radius[span])
+                replace(
+                    branch,
+                    points_lps_mm=points[span],
+                    radius_mm=radius[span],
+                    radius_sigma_mm=None if spread is None else spread[span],
+                )
                 for branch, span in zip(self.tree.branches, self.spans(), strict=True)
             )
         )
@@ -380,24 +392,6 @@ def _dense(lines: _Lines, points, radius, cameras, seen, frames: list[FrameImage
         read_density(frame, view, arcs, radius, shadows(tree, camera), spans)
         for frame, view, camera in zip(frames, seen, cameras, strict=False)
     ]
-
-
-def _thin_readings(dense: list[Density], seen: list[ViewPoints], usual_mm: np.ndarray):
-    """Readings and deviations ``(N, views)`` of the densities where the lumen is thin, and how thin it is ``(N,)`` 0..1."""
-    readings = np.stack([item.log_radius for item in dense], 1)
-    sigmas = np.stack([item.sigma for item in dense], 1)
-    weight = np.where(np.isfinite(sigmas), sigmas, np.inf) ** -2.0
-    best = (weight * np.where(weight > 0, readings, 0.0)).sum(1) / np.maximum(weight.sum(1), 1e-12)
-    best = np.where(weight.sum(1) > 0, best, np.log(usual_mm))
-    # Only as far as the contrast is sure of it are the widths doubted.
-    sure = np.clip((np.log(usual_mm) - best) * np.sqrt(weight.sum(1)) - 1.5, 0.0, 1.5) / 1.5
-    px_per_mm = np.stack([view.px_per_mm for view in seen], 1).mean(1)
-    small = np.clip((THIN_PX[1] - np.exp(best) * px_per_mm) / (THIN_PX[1] - THIN_PX[0]), 0.0, 1.0)
-    narrow = np.clip((NARROW[1] - np.exp(best) / usual_mm) / (NARROW[1] - NARROW[0]), 0.0, 1.0)
-    # A wide vessel is doubted only as far as the contrast is sure that it is narrow here.
-    wide = usual_mm * px_per_mm > THIN_PX[1]
-    use = np.maximum(small, narrow) * np.where(wide, sure, 1.0)
-    return readings, sigmas / np.maximum(use[:, None], 1e-6), use
 
 
 def _doubted(lines: _Lines, view: ViewPoints, what: Measured, radius_mm: np.ndarray, outline: bool) -> Measured:

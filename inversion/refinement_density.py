@@ -43,6 +43,10 @@ POWER, POWER_SIGMA = -0.18, 0.08
 #: Scatter of the logarithm of the attenuation that reference and lumen do not share.
 LEVEL_SIGMA = 0.12
 
+#: The contrast in the frame counts in full below the first of these half widths, px, or shares of the vessel's usual
+#: calibre, and not at all above the second.
+THIN_PX, NARROW = (1.7, 2.4), (0.6, 0.8)
+
 
 @dataclass(frozen=True)
 class FrameImage:
@@ -117,6 +121,24 @@ def read_density(
     usable = np.isfinite(sigma) & (seen.sine > LEAST_SINE) & (found.known > 0.35)
     strength = found.amplitude / np.maximum(found.sigma, 1e-12)
     return Density(log_radius, np.where(usable, sigma, np.inf), found.shift_px, np.where(usable, strength, 0.0))
+
+
+def thin_readings(dense: Sequence[Density], seen: Sequence[ViewPoints], usual_mm: np.ndarray):
+    """Readings and deviations ``(N, views)`` of the densities where the lumen is thin, and how thin ``(N,)`` 0..1."""
+    readings = np.stack([item.log_radius for item in dense], 1)
+    sigmas = np.stack([item.sigma for item in dense], 1)
+    weight = np.where(np.isfinite(sigmas), sigmas, np.inf) ** -2.0
+    best = (weight * np.where(weight > 0, readings, 0.0)).sum(1) / np.maximum(weight.sum(1), 1e-12)
+    best = np.where(weight.sum(1) > 0, best, np.log(usual_mm))
+    # Only as far as the contrast is sure of it are the widths doubted.
+    sure = np.clip((np.log(usual_mm) - best) * np.sqrt(weight.sum(1)) - 1.5, 0.0, 1.5) / 1.5
+    px_per_mm = np.stack([view.px_per_mm for view in seen], 1).mean(1)
+    small = np.clip((THIN_PX[1] - np.exp(best) * px_per_mm) / (THIN_PX[1] - THIN_PX[0]), 0.0, 1.0)
+    narrow = np.clip((NARROW[1] - np.exp(best) / usual_mm) / (NARROW[1] - NARROW[0]), 0.0, 1.0)
+    # A wide vessel is doubted only as far as the contrast is sure that it is narrow here.
+    wide = usual_mm * px_per_mm > THIN_PX[1]
+    use = np.maximum(small, narrow) * np.where(wide, sure, 1.0)
+    return readings, sigmas / np.maximum(use[:, None], 1e-6), use
 
 
 @dataclass(frozen=True)
@@ -313,7 +335,7 @@ def _levels(found: _Amplitudes, seen: ViewPoints, radius_mm, arc_mm, spans):
 
 
 def _power(size: np.ndarray, log: np.ndarray) -> float:
-    """Slope of log amplitude by log radius, Bayesian: Cauchy's weights, neighbours along vessels count as one of ten."""
+    """Slope of log amplitude by log radius, Bayesian: Cauchy's weights, ten neighbours count as one."""
     slope, start = POWER, float(np.median(log - POWER * size))
     for _ in range(8):
         rest = log - start - slope * size

@@ -66,7 +66,8 @@ class Branch:
     ``points_lps_mm`` ``(n, 3)`` run away from the ostium; ``radius_mm`` ``(n,)``; ``parent`` is the id of the branch it
     leaves (its first point lies on the parent), or None. ``confidence`` ``(n,)`` in 0..1 where known; ``error_mm``
     ``(n,)`` where known: radius of the ball about the point that holds the true centreline with 90 %
-    (docs/uncertainty.md).
+    (docs/uncertainty.md); ``radius_sigma_mm`` ``(n,)`` where known: standard deviation of the radius
+    (docs/refinement.md).
     """
 
     id: int
@@ -76,6 +77,7 @@ class Branch:
     name: str = ""
     confidence: np.ndarray | None = None
     error_mm: np.ndarray | None = None
+    radius_sigma_mm: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ MAX_POINTS = 5_000_000
 
 
 def centerlines_dict(tree: VesselTree) -> dict[str, Any]:
-    """The content of ``centerlines.json``, to 1e-4 mm; ``confidence`` and ``error_mm`` are added to branches that have
-    them."""
+    """The content of ``centerlines.json``, to 1e-4 mm; ``confidence``, ``error_mm`` and ``radius_sigma_mm`` are added
+    to branches that have them."""
     branches = []
     for branch in tree.branches:
         entry: dict[str, Any] = {
@@ -28,8 +28,9 @@ def centerlines_dict(tree: VesselTree) -> dict[str, Any]:
             "radius_mm": np.round(np.asarray(branch.radius_mm, np.float64), 4).tolist()}
         if branch.confidence is not None:
             entry["confidence"] = np.round(np.asarray(branch.confidence, np.float64), 4).tolist()
-        if branch.error_mm is not None:
-            entry["error_mm"] = np.round(np.asarray(branch.error_mm, np.float64), 4).tolist()
+        for key in ("error_mm", "radius_sigma_mm"):
+            if getattr(branch, key) is not None:
+                entry[key] = np.round(np.asarray(getattr(branch, key), np.float64), 4).tolist()
         branches.append(entry)
     return {"frame": "LPS", "unit": "mm", "branches": branches}
 
@@ -113,12 +114,14 @@ def _branch(entry: Any, where: str) -> Branch:
         raise InputError(f"{where}: a radius is {radius.min():g} mm; every radius must be positive")
     parent = entry.get("parent")
     name = entry.get("name") or ""
-    error = numbers("error_mm", (len(points),)) if entry.get("error_mm") is not None else None
-    if error is not None and (error < 0).any():
-        raise InputError(f"{where}: an error_mm is {error.min():g}; no error is negative")
+    errors = {}
+    for key in ("error_mm", "radius_sigma_mm"):
+        errors[key] = numbers(key, (len(points),)) if entry.get(key) is not None else None
+        if errors[key] is not None and (errors[key] < 0).any():
+            raise InputError(f"{where}: an {key} is {errors[key].min():g}; no error is negative")
     return Branch(whole("id", entry["id"]), None if parent is None else whole("parent", parent), points, radius,
                   name if isinstance(name, str) else str(name),
-                  numbers("confidence", (len(points),)) if entry.get("confidence") is not None else None, error)
+                  numbers("confidence", (len(points),)) if entry.get("confidence") is not None else None, **errors)
 
 
 def _short(value: Any) -> str:

@@ -63,6 +63,7 @@ def report_html(result: Reconstruction, surface: Surface, parts: tuple[SurfacePa
         "views": "".join(_view(result, k, outlines[k]) for k in range(count)),
         "confidence_head": '<th scope="col">Confidence</th>' if known else "",
         "branches": _branches(result, known, measured),
+        "stenoses": _stenoses(result, summary["stenoses"]),
         "cameras": "".join(_camera_row(result, k) for k in range(count)),
         "stages": _stages(result.stages),
         "assumptions": _assumptions(result),
@@ -180,6 +181,30 @@ def _branches(result: Reconstruction, known: bool, measured: bool) -> str:
             f"<td>{_number(float(np.min(branch.radius_mm)), 2)}</td>{confidence}"
             f"{_error_cell(branch.error_mm) if measured else ''}</tr>")
     return "".join(rows) or '<tr><td colspan="8">No branch was found.</td></tr>'
+
+
+def _stenoses(result: Reconstruction, lesions: Sequence[dict[str, Any]]) -> str:
+    """The table of narrowings with their standard deviations, or a sentence that there are none."""
+    if not lesions:
+        return '<p class="hint">None of half the diameter or more was found.</p>'
+    names = {branch.id: branch.name for branch in result.tree.branches}
+
+    def cell(value: float, sigma: float | None, digits: int) -> str:
+        spread = "" if sigma is None else f" \N{PLUS-MINUS SIGN} {_number(sigma, digits)}"
+        return f"<td>{_number(value, digits)}{spread}</td>"
+
+    rows = [f'<tr><td>{int(x["branch"])}</td><td class="left wrap">{escape(names.get(x["branch"], "")) or _DASH}</td>'
+            + cell(x["percent_diameter"], x["percent_sigma"], 0)
+            + cell(x["minimal_diameter_mm"], x["minimal_sigma_mm"], 2)
+            + f'<td>{_number(x["reference_diameter_mm"], 2)}</td><td>{_number(x["length_mm"], 1)}</td>'
+            + f'<td>{_number(x["at_mm"], 1)}</td></tr>' for x in lesions]
+    heads = "".join(f'<th scope="col">{text}</th>' for text in (
+        "Branch", "Name", "Diameter stenosis, %", "Minimal diameter, mm", "Reference diameter, mm", "Length, mm",
+        "From the start of the branch, mm"))
+    note = ('<p class="hint">Narrowings of half the diameter or more, with one standard deviation. The reference is a '
+            "straight line through the healthy diameters of the branch. Not for diagnosis.</p>")
+    return (f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+            + note)
 
 
 def _error_cell(error_mm: np.ndarray | None) -> str:

@@ -18,8 +18,12 @@ import licag3d
 from licag3d.geometry import Camera, view_angle_deg
 from licag3d.io.atomic import staged_folder, write_bytes, write_text
 from licag3d.structures import VesselEvidence, VesselTree, View
+from licag3d.vessels.stenosis import Stenosis, find_stenoses
 from licag3d.vessels.surface import Surface, SurfacePart
 from licag3d.vessels.volume import Volume
+
+#: Narrowings of at least this much of the diameter are reported, percent.
+REPORTED_PERCENT = 50.0
 
 
 @dataclass(frozen=True)
@@ -220,11 +224,20 @@ def result_dict(result: Reconstruction, surface: Surface, parts: tuple[SurfacePa
             "level": result.confidence.level, "statement": result.confidence.statement,
             "consistency": result.confidence.consistency, "facts": dict(result.confidence.facts)},
         "error_mm": _error_summary(result),
+        "stenoses": [_lesion_dict(lesion) for lesion in find_stenoses(result.tree, min_percent=REPORTED_PERCENT)],
         "scale_from": result.scale_from,
         "warnings": [*result.warnings, *part_warnings(parts)],
         "assumptions": list(result.assumptions),
     }
     return _plain(content)
+
+
+def _lesion_dict(lesion: Stenosis) -> dict[str, Any]:
+    """One narrowing as ``result.json`` has it; standard deviations are null where the radii have none."""
+    return {"branch": lesion.branch_id, "at_mm": lesion.at_mm, "position_lps_mm": list(lesion.position_lps_mm),
+            "percent_diameter": lesion.percent_diameter, "percent_sigma": lesion.percent_sigma,
+            "minimal_diameter_mm": lesion.minimal_diameter_mm, "minimal_sigma_mm": lesion.minimal_sigma_mm,
+            "reference_diameter_mm": lesion.reference_diameter_mm, "length_mm": lesion.length_mm}
 
 
 def _error_summary(result: Reconstruction) -> dict[str, Any] | None:

@@ -25,7 +25,8 @@ class Stenosis:
     """One narrowing.
 
     ``at_mm``: arc length from the start of the branch to the smallest diameter; ``length_mm``: stretch around it with a
-    diameter below 90 % of the reference.
+    diameter below 90 % of the reference. ``minimal_sigma_mm`` and ``percent_sigma``: standard deviations of the minimal
+    diameter and of the percent, from those of the radii (docs/refinement.md); None where the tree has none.
     """
 
     branch_id: int
@@ -35,6 +36,8 @@ class Stenosis:
     reference_diameter_mm: float
     percent_diameter: float
     length_mm: float
+    minimal_sigma_mm: float | None = None
+    percent_sigma: float | None = None
 
 
 def reference_diameter_mm(arc_mm, diameter_mm) -> np.ndarray:
@@ -77,6 +80,7 @@ def _of_branch(branch: Branch, parent: Branch | None, min_percent: float, min_br
     if inside.sum() < 3 or np.ptp(arc[inside]) < min_branch_mm:
         return []
     points, arc, diameter = branch.points_lps_mm[inside], arc[inside], 2 * branch.radius_mm[inside]
+    sigma = None if branch.radius_sigma_mm is None else 2 * np.asarray(branch.radius_sigma_mm)[inside]
     reference = np.maximum(reference_diameter_mm(arc, diameter), 1e-6)
     narrow = diameter < _HEALTHY * reference
     edges = np.flatnonzero(np.diff(np.concatenate([[False], narrow, [False]]).astype(int)))
@@ -86,9 +90,20 @@ def _of_branch(branch: Branch, parent: Branch | None, min_percent: float, min_br
         percent = 100 * (1 - diameter[worst] / reference[worst])
         if percent >= min_percent:
             x, y, z = (float(v) for v in points[worst])
+            spread = (None, None)
+            if sigma is not None:
+                spread = _spreads(diameter[worst], reference[worst], sigma, worst, narrow)
             lesions.append(Stenosis(branch.id, float(arc[worst]), (x, y, z), float(diameter[worst]),
-                                    float(reference[worst]), float(percent), float(arc[end - 1] - arc[begin])))
+                                    float(reference[worst]), float(percent), float(arc[end - 1] - arc[begin]), *spread))
     return lesions
+
+
+def _spreads(minimal, reference, sigma: np.ndarray, worst: int, narrow: np.ndarray) -> tuple[float, float]:
+    """Standard deviation of the minimal diameter, mm, and of the percent: that of ``1 - minimal / reference``, where
+    the line of reference is taken to be as uncertain as one healthy diameter (they err together along a vessel)."""
+    healthy = float(np.median(sigma[~narrow])) if (~narrow).any() else float(np.median(sigma))
+    percent = 100 / reference * np.hypot(sigma[worst], minimal / reference * healthy)
+    return float(sigma[worst]), float(percent)
 
 
 def _theil_sen(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:

@@ -78,6 +78,10 @@ def validate_tree(tree: VesselTree, *, tolerance_mm: float = 1.0) -> list[str]:
             error = np.asarray(branch.error_mm)
             if error.shape != radius.shape or not (error >= 0).all():
                 faults.append(f"{here}: the error must be one number per point, not negative")
+        if branch.radius_sigma_mm is not None:
+            spread = np.asarray(branch.radius_sigma_mm)
+            if spread.shape != radius.shape or not (spread >= 0).all():
+                faults.append(f"{here}: the deviation of the radius must be one number per point, not negative")
         if branch.parent is not None and branch.parent not in seen:
             faults.append(f"{here}: its parent {branch.parent} does not come before it")
         elif branch.parent is not None:
@@ -111,8 +115,9 @@ def resample_branch(branch: Branch, step_mm: float) -> Branch:
     points = np.stack([np.interp(at, arc, np.asarray(branch.points_lps_mm)[:, k]) for k in range(3)], -1)
     confidence = None if branch.confidence is None else np.interp(at, arc, branch.confidence)
     error = None if branch.error_mm is None else np.interp(at, arc, branch.error_mm)
+    spread = None if branch.radius_sigma_mm is None else np.interp(at, arc, branch.radius_sigma_mm)
     return replace(branch, points_lps_mm=points, radius_mm=np.interp(at, arc, branch.radius_mm), confidence=confidence,
-                   error_mm=error)
+                   error_mm=error, radius_sigma_mm=spread)
 
 
 def resample_tree(tree: VesselTree, step_mm: float) -> VesselTree:
@@ -131,7 +136,9 @@ def transform_tree(tree: VesselTree, *, scale: float = 1.0, rotation=None,
     move = np.asarray(translation_mm, np.float64)
     return VesselTree(tuple(replace(branch, points_lps_mm=scale * np.asarray(branch.points_lps_mm) @ matrix.T + move,
                                     radius_mm=scale * np.asarray(branch.radius_mm),
-                                    error_mm=None if branch.error_mm is None else scale * np.asarray(branch.error_mm))
+                                    error_mm=None if branch.error_mm is None else scale * np.asarray(branch.error_mm),
+                                    radius_sigma_mm=None if branch.radius_sigma_mm is None
+                                    else scale * np.asarray(branch.radius_sigma_mm))
                             for branch in tree.branches))
 
 
