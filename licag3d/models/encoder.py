@@ -259,7 +259,16 @@ class TreeFromViews(nn.Module):
     def attach(self, generator) -> None:
         """Let the structure stage of a generator write the branches that the correction compares with what is seen. It
         is kept beside the modules: its weights are a file of their own.
+
+        Raises:
+            InputError: a generator of other sizes than the codes.
         """
+        c, g = self.config, generator.config
+        if (g.w_dim, g.structure, generator.layers) != (c.w_dim, c.structure, c.styles):
+            raise InputError(
+                f"the generator has {generator.layers} styles ({g.structure} of structure) of {g.w_dim} numbers, the "
+                f"encoder writes {c.styles} ({c.structure}) of {c.w_dim}"
+            )
         object.__setattr__(self, "_stage", generator.structure)
 
     def residual(self, seen: ViewFeatures, codes: Codes, box_size_mm: float) -> torch.Tensor | None:
@@ -345,12 +354,6 @@ def set_codes(net: TreeFromViews, generator, reader=None, data=None) -> None:
     Args:
         reader: vectors to W+, as of ``licag3d.train.encoder_data.CodeReader``. data: a ``VectorSet``.
     """
-    c, g = net.config, generator.config
-    if (g.w_dim, g.structure, generator.layers) != (c.w_dim, c.structure, c.styles):
-        raise InputError(
-            f"the generator has {generator.layers} styles ({g.structure} of structure) of {g.w_dim} numbers, the "
-            f"encoder writes {c.styles} ({c.structure}) of {c.w_dim}"
-        )
     net.attach(generator)
     with torch.no_grad():
         net.w_average.copy_(generator.w_average)
@@ -371,7 +374,7 @@ def load_tree_encoder(
 
     Args:
         name_or_path: embedded weights, a ``.safetensors`` file of a training run, or ``random`` (an untrained encoder
-            about the mean codes of the embedded generator: always the same).
+            about the mean codes of the generator: always the same).
         generator: whose codes it writes.
 
     Raises:
@@ -386,7 +389,7 @@ def load_tree_encoder(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             net = TreeFromViews(TreeEncoderConfig())
-        set_codes(net, load_generator()[0])
+        set_codes(net.to(device), load_generator(generator, device)[0])
         net.card = {"model": "tree_encoder", "config": config_facts(net.config), "random": True}
     else:
         tensors, card = load_weights(name_or_path) if name_or_path.endswith(".safetensors") else load(name_or_path)

@@ -105,6 +105,7 @@ def main(arguments) -> int:
         set_codes(net, generator, reader, maker.data)
     else:
         net = load_tree_encoder("tree_encoder" if arguments.init == "embedded" else arguments.init).requires_grad_(True)
+        net.attach(generator)  # that of --generator, on the device of the training
         if net.config.start != arguments.start:
             raise InputError(f"--init {arguments.init}: those weights have --start {net.config.start}")
     model = EncoderTrainee(net, generator.to(settings.device), step)

@@ -304,6 +304,11 @@ def test_weights_come_back_from_a_file_and_strange_files_are_refused(net, tmp_pa
     one, two = (encoding.encode_views(EVIDENCE[:2], CAMERAS[:2], encoder=e) for e in (net, again))
     np.testing.assert_array_equal(one.w_plus, two.w_plus)
     save_weights(file, net, {"model": "segmentor"})
+    from licag3d.models.generator import Generator, GeneratorConfig
+
+    other = Generator(GeneratorConfig(plane_resolution=32, widths=(16, 16), w_dim=64))
+    with pytest.raises(InputError, match="of 64 numbers, the encoder writes"):
+        load_tree_encoder("random").attach(other)
     with pytest.raises(InputError, match="no weights of a tree encoder"):
         load_tree_encoder(str(file))
     with pytest.raises(InputError, match="of another version"):
