@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
         "--weights",
         default="synthesis",
         metavar="FILE",
-        help="own weights (.safetensors of python -m licag3d.train mask-first or casgan) instead of the embedded",
+        help="own weights (.safetensors of licag3d.train mask-first, casgan, synthesis-rivals) instead of the embedded",
     )
     made.add_argument(
         "--draw",
@@ -56,7 +56,9 @@ def main(argv: list[str]) -> int:
     given = parser().parse_args(argv)
     geometry = geometry_of(given)
     if given.weights != "synthesis" and not (given.weights.endswith(".safetensors") and Path(given.weights).is_file()):
-        raise InputError(f"--weights {given.weights}: give a .safetensors file of licag3d.train mask-first or casgan")
+        raise InputError(
+            f"--weights {given.weights}: give a .safetensors of licag3d.train mask-first, casgan or synthesis-rivals"
+        )
     from licag3d.io.atomic import check_output_folder, staged_folder
     from licag3d.io.files import sniff, split_frame
     from licag3d.models.mask_first import THRESHOLD
