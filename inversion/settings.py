@@ -52,6 +52,7 @@ class InversionSettings:
     Args:
         catheter_french: size of the catheter in the frames, French (1/3 mm), which then speaks on the scale.
         members: matchings with everything moved within its errors, for the expected error along the branches.
+        judge: let the learned judge of matches speak; with the prior it is worth little (docs/inversion.md).
         prior: ``embedded``, ``none`` or a generator file. artery: ``auto`` (told by the fit of the prior), ``lca`` or
             ``rca``. skip: stages left out, of ``SKIPPABLE``.
     """
@@ -65,6 +66,7 @@ class InversionSettings:
     skip: tuple[str, ...] = ()
     catheter_french: float | None = None
     members: int = 4
+    judge: bool = True
     search: SearchSettings = SearchSettings()
     match: MatchSettings = MatchSettings()
     fill: FillSettings = FillSettings()
@@ -132,6 +134,7 @@ def inversion_settings(
         artery=artery,
         skip=tuple(skip),
         catheter_french=catheter_french,
+        judge=quality != "fast" or prior == "none" or "prior" in skip,
         members={"fast": 0, "default": 4, "best": 10}[quality],
         search=SearchSettings(starts=starts, generations=generations),
         prior_stage=PriorStageSettings(

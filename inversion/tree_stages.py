@@ -113,7 +113,8 @@ def matcher(
     place_costs=(), fix_scale=False)``. With ``fix_scale`` a catheter of known size may speak on the scale."""
     from licag3d.models.correspondence_judge import correspondence_judge
 
-    judge = correspondence_judge(tuple(evidence), device=settings.device) if len(views) > 1 else None
+    use = settings.judge and len(views) > 1
+    judge = correspondence_judge(tuple(evidence), device=settings.device) if use else None
 
     def match(cameras, chains, settings, *, place_costs=(), fix_scale=False) -> Correspondence:
         nonlocal judge
