@@ -38,7 +38,12 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     made.add_argument("--out", required=True, metavar="DIR", help="folder for the results; made if missing")
     add_geometry_flags(made)
-    made.add_argument("--masks", nargs="+", metavar="FILE", help="vessel masks, one image per view: vessels bright, or labels 1 to 32 on 0")
+    made.add_argument(
+        "--masks",
+        nargs="+",
+        metavar="FILE",
+        help="vessel masks, one image per view: vessels bright, or labels 1 to 32 on 0",
+    )
     made.add_argument(
         "--evidence", choices=("auto", "learned", "classical"), default="auto", help="how vessels are found: by a "
         "trained network, by oriented filters, or auto: the network where its weights are installed",

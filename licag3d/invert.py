@@ -36,7 +36,12 @@ def parser() -> Parser:
     )
     made.add_argument("--out", required=True, metavar="DIR", help="folder for the results; made if missing")
     add_geometry_flags(made)
-    made.add_argument("--masks", nargs="+", metavar="FILE", help="vessel masks, one image per view: vessels bright, or labels 1 to 32 on 0")
+    made.add_argument(
+        "--masks",
+        nargs="+",
+        metavar="FILE",
+        help="vessel masks, one image per view: vessels bright, or labels 1 to 32 on 0",
+    )
     made.add_argument(
         "--evidence",
         choices=("auto", "learned", "classical"),
@@ -140,7 +145,7 @@ def main(argv: list[str]) -> int:
     from licag3d.inversion.state import StageStore
     from licag3d.report.result import write_result
 
-    finished = StageStore(folder, "", resume=True)
+    finished, made = StageStore(folder, "", resume=True), not folder.exists()
     with _display(given.quiet) as tell:
         try:
             result = reconstruct(
@@ -155,6 +160,8 @@ def main(argv: list[str]) -> int:
             )
         except InputError:
             finished.clear()  # the same input would fail again: there is nothing to resume
+            if made and folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
             raise
         tell("files", 0.0, "writing")
         written = write_result(folder, result)

@@ -190,6 +190,24 @@ def test_bad_input_is_one_clear_line_and_nothing_is_written(name, views, tmp_pat
     assert not out.exists() or not any(out.iterdir())
 
 
+@pytest.mark.parametrize("there", [False, True])
+def test_input_that_fails_late_leaves_no_folder_that_was_not_there(there, views, tmp_path, capsys, monkeypatch):
+    from licag3d.errors import InputError
+    from licag3d.inversion.state import StageStore
+
+    def fails(*args, resume_folder, **kwargs):
+        StageStore(resume_folder, "key", resume=False).save("evidence", {"a": np.zeros(3)}, {})
+        raise InputError("no vessel could be matched")
+
+    monkeypatch.setattr("licag3d.inversion.pipeline.reconstruct", fails)
+    out = tmp_path / "out"
+    if there:
+        out.mkdir()
+    assert _run(["--views", *views, *GEOMETRY, "--out", str(out), "--quiet"]) == 2
+    assert "no vessel could be matched" in capsys.readouterr().err
+    assert out.exists() == there and (not there or not any(out.iterdir()))
+
+
 def test_unwritable_folder(views, tmp_path, capsys):
     blocked = tmp_path / "file"
     blocked.write_text("x")
