@@ -5,6 +5,12 @@
 #include <cstdlib>
 #include <cstring>
 
+#if defined(LICAG3D_X86) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include "cpu/error.h"
 #include "include/licag3d.h"
 
@@ -34,7 +40,24 @@ int parse(const char *name) {
   return -1;
 }
 
+bool ask_for_tiles() {
+#if defined(LICAG3D_X86) && defined(__linux__)
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d >> 22 & 1) || !(d >> 24 & 1)) return false;  // AMX-BF16, AMX-TILE
+  if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a >> 5 & 1)) return false;                     // AVX512-BF16
+  constexpr int kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA of the kernel
+  return syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
 }  // namespace
+
+bool tiles_ready() {
+  static const bool granted = best_isa() == Isa::avx512 && ask_for_tiles();
+  return granted && active_isa() == Isa::avx512;
+}
 
 Isa active_isa() {
   int isa = g_isa.load(std::memory_order_relaxed);

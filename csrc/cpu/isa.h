@@ -10,6 +10,10 @@ enum class Isa { plain = 0, avx2 = 1, avx512 = 2 };
 
 Isa active_isa();
 
+// Whether the AVX-512 copy may use the tile registers (AMX) for products in bfloat16: the processor has them and the
+// system lets this process use them.
+bool tiles_ready();
+
 }  // namespace licag3d
 
 #if defined(LICAG3D_X86)

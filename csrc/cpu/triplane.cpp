@@ -39,8 +39,8 @@ bool sizes_fit(const licag3d_triplane &field, const licag3d_triplane_options &op
           (options.texel_stride >= field.channels && field.channels % 16 == 0 && !field.planes_are_half));
 }
 
-// Rays [first, first + count) that meet the box, in squares of 4 x 4 pixels where the image is known: neighbours in a
-// tile read the same texels. values, where given, is set to 0, or NaN for a ray that is not finite.
+// Rays [first, first + count) that meet the box, in squares of 4 x 4 pixels within columns of 32 where the image is known:
+// neighbours in a tile read the same texels. values, where given, is set to 0, or NaN for a ray that is not finite.
 std::vector<int64_t> rays_that_hit(const licag3d_run &run, const licag3d_triplane &field, const licag3d_rays &rays,
                                    int64_t first, int64_t count, float *values) {
   const plain::TriplaneBox box = plain::make_box(field.box_center_mm, field.box_size_mm, field.resolution);
@@ -55,16 +55,18 @@ std::vector<int64_t> rays_that_hit(const licag3d_run &run, const licag3d_triplan
   std::vector<int64_t> order;
   order.reserve(count);
   const int64_t cols = rays.image_cols > 0 && count % rays.image_cols == 0 ? rays.image_cols : count;
-  const int64_t rows = cols > 0 ? count / cols : 0, high = rows > 1 ? 4 : 1, wide = rows > 1 ? 4 : 16;
-  for (int64_t top = 0; top < rows; top += high)
-    for (int64_t left = 0; left < cols; left += wide)
-      for (int64_t r = top; r < std::min(top + high, rows); ++r)
-        for (int64_t c = left; c < std::min(left + wide, cols); ++c)
-          if (hit[r * cols + c]) order.push_back(r * cols + c);
+  const int64_t rows = cols > 0 ? count / cols : 0, high = rows > 1 ? 4 : 1;
+  const int64_t column = rows > 1 ? 32 : std::max<int64_t>(cols, 1), wide = rows > 1 ? 4 : column;
+  for (int64_t start = 0; start < cols; start += column)
+    for (int64_t top = 0; top < rows; top += high)
+      for (int64_t left = start; left < std::min(start + column, cols); left += wide)
+        for (int64_t r = top; r < std::min(top + high, rows); ++r)
+          for (int64_t c = left; c < std::min(left + wide, cols); ++c)
+            if (hit[r * cols + c]) order.push_back(r * cols + c);
   return order;
 }
 
-// Rows of one list, unit by unit (a unit is a tile of rays, or so many points).
+// Rows of one list, unit by unit (a unit is a piece of rays, or so many points).
 class RowList {
  public:
   // list(unit, rows) writes the rows of a unit, at most `most`, and returns their number.
@@ -75,7 +77,7 @@ class RowList {
       capacity_ = units * most;
     }
     begin_.assign(units + 1, 0);
-    parallel_for(units, 8, run.threads, [&](int64_t from, int64_t to) {
+    parallel_for(units, 1, run.threads, [&](int64_t from, int64_t to) {
       for (int64_t unit = from; unit < to; ++unit) begin_[unit + 1] = list(unit, rows_.get() + unit * most);
     });
     for (int64_t unit = 0; unit < units; ++unit) {
@@ -100,7 +102,7 @@ class RowList {
     }
     return rows;
   }
-  int64_t begin(int64_t unit) const { return begin_[unit]; }
+  const int64_t *begin() const { return begin_.data(); }
 
  private:
   int64_t capacity_ = 0;
@@ -138,25 +140,36 @@ void decode_backward(const licag3d_run &run, const TriplaneItem &item, ScratchPo
   }
 }
 
-// body(first, count, tiles, rows) for lists of the rays of a task; rows has no slopes yet.
+// body(list, rows) for lists of the rays of a task; rows has no slopes yet.
 template <class Body>
 void for_ray_lists(const licag3d_run &run, const Field &planes, const TriplaneItem &item, const TriplaneRayTask &task,
-                   int64_t hits, RowList &list, bool slopes, Body &&body) {
+                   int64_t hits, RowList &rows_of_list, bool slopes, Body &&body) {
+  const auto prepare = LICAG3D_SELECT_ISA(triplane_prepare_rays);
   const auto list_task = LICAG3D_SELECT_ISA(triplane_list_rays);
   const TriplaneCells cells = planes.cells();
   const int64_t listed = cells.distance != nullptr ? kListedSparse : kListed;
   const int64_t most = std::min<int64_t>(listed / task.samples / kTriplaneLanes, 1 << 16);
-  const int64_t step = std::max<int64_t>(most, 1) * kTriplaneLanes;
-  std::vector<TriplaneRay> rays(std::min(step, hits));
+  const int64_t step = std::min(std::max<int64_t>(most, 1) * kTriplaneLanes, hits);
+  std::vector<TriplaneRay> rays(step);
+  std::unique_ptr<uint16_t[]> mask;
+  if (cells.distance != nullptr) mask.reset(new uint16_t[(step + kTriplaneLanes - 1) / kTriplaneLanes * task.samples]);
   for (int64_t first = 0; first < hits; first += step) {
-    const int64_t count = std::min(step, hits - first), tiles = (count + kTriplaneLanes - 1) / kTriplaneLanes;
-    list.fill(run, tiles, int64_t{kTriplaneLanes} * task.samples, [&](int64_t tile, uint32_t *rows) {
-      return list_task(item, cells, task, first, count, tile, rays.data(), rows);
+    TriplaneList list = {first, std::min(step, hits - first), 0, task.samples, 1, rays.data(), mask.get()};
+    list.groups = (list.count + kTriplaneGroup - 1) / kTriplaneGroup;
+    parallel_for(list.groups, 1, run.threads, [&](int64_t from, int64_t to) {
+      for (int64_t group = from; group < to; ++group) prepare(item, cells, task, list, group);
     });
-    TriplaneRows rows = list.rows(slopes);
+    double depth = 1;  // texels along the longest ray
+    for (int64_t i = 0; i < list.count; ++i)
+      for (float along : rays[i].delta) depth = std::max(depth, std::abs(static_cast<double>(along)));
+    list.slab = static_cast<int32_t>(std::min<double>(std::max(1.0, kTriplaneSlab / depth * task.samples), task.samples));
+    list.slabs = (task.samples + list.slab - 1) / list.slab;
+    rows_of_list.fill(run, list.slabs * list.groups, int64_t{kTriplaneGroup} * list.slab,
+                      [&](int64_t piece, uint32_t *rows) { return list_task(task, list, piece, rows); });
+    TriplaneRows rows = rows_of_list.rows(slopes);
     rows.rays = rays.data();
     rows.per_sample = 1.0f / static_cast<float>(task.samples);
-    body(first, count, tiles, rows);
+    body(list, rows);
   }
 }
 
@@ -200,21 +213,24 @@ int32_t licag3d_render_triplane_with(const licag3d_run *run, const licag3d_tripl
     const int64_t count = rays_per_item && field->batch > 0 ? rays->count / field->batch : rays->count;
     Field planes(*run, *field, options, count * samples);
     ScratchPool pool(thread_count(*run), LICAG3D_SELECT_ISA(triplane_scratch_floats)(planes.item()));
-    RowList list;
+    RowList row_list;
     for (int64_t b = 0; b < field->batch; ++b) {
       const TriplaneItem &item = planes.select(b);
       const int64_t first_ray = rays_per_item ? b * count : 0;
       float *out = values + b * count;
       const std::vector<int64_t> hits = rays_that_hit(*run, *field, *rays, first_ray, count, out);
       const TriplaneRayTask task = {rays, first_ray, hits.data(), samples, nullptr};
-      for_ray_lists(*run, planes, item, task, static_cast<int64_t>(hits.size()), list, false,
-                    [&](int64_t first, int64_t, int64_t tiles, const TriplaneRows &rows) {
+      for_ray_lists(*run, planes, item, task, static_cast<int64_t>(hits.size()), row_list, false,
+                    [&](const TriplaneList &list, const TriplaneRows &rows) {
                       decode(*run, item, pool, rows);
-                      parallel_for(tiles, 16, run->threads, [&](int64_t from, int64_t to) {
-                        for (int64_t k = list.begin(from); k < list.begin(to); ++k) {
-                          const uint32_t ray = rows.row[k] >> kTriplaneSampleBits;
-                          out[hits[first + ray]] += rows.field[k] * rows.rays[ray].step_mm;
-                        }
+                      const int64_t *begin = row_list.begin();
+                      parallel_for(list.groups, 1, run->threads, [&](int64_t from, int64_t to) {
+                        for (int64_t group = from; group < to; ++group)
+                          for (int64_t piece = group; piece < list.slabs * list.groups; piece += list.groups)
+                            for (int64_t k = begin[piece]; k < begin[piece + 1]; ++k) {
+                              const uint32_t ray = rows.row[k] >> kTriplaneSampleBits;
+                              out[hits[list.first + ray]] += rows.field[k] * rows.rays[ray].step_mm;
+                            }
                       });
                     });
     }
@@ -236,21 +252,21 @@ int32_t licag3d_render_triplane_backward_with(const licag3d_run *run, const lica
     clear(gradients->origin, 3 * rays->count);
     clear(gradients->direction, 3 * rays->count);
     Accumulator sum(*run, *field, *gradients, planes, blocks_of(count * samples));
-    RowList list;
+    RowList row_list;
     for (int64_t b = 0; b < field->batch; ++b) {
       const TriplaneItem &item = planes.select(b);
       const int64_t first_ray = rays_per_item ? b * count : 0;
       const std::vector<int64_t> hits = rays_that_hit(*run, *field, *rays, first_ray, count, nullptr);
       const TriplaneRayTask task = {rays, first_ray, hits.data(), samples, grad_values + b * count};
       sum.begin_item(b);
-      for_ray_lists(*run, planes, item, task, static_cast<int64_t>(hits.size()), list, gradients->origin != nullptr,
-                    [&](int64_t first, int64_t here, int64_t tiles, const TriplaneRows &rows) {
+      for_ray_lists(*run, planes, item, task, static_cast<int64_t>(hits.size()), row_list, gradients->origin != nullptr,
+                    [&](const TriplaneList &list, const TriplaneRows &rows) {
                       decode_backward(*run, item, pool, rows, sum);
                       if (rows.slope == nullptr) return;
-                      parallel_for(tiles, 16, run->threads, [&](int64_t from, int64_t to) {
-                        for (int64_t tile = from; tile < to; ++tile)
-                          ray_task(item, task, first, here, tile, rows, list.begin(tile), list.begin(tile + 1),
-                                   gradients->origin, gradients->direction);
+                      parallel_for(list.groups, 1, run->threads, [&](int64_t from, int64_t to) {
+                        for (int64_t group = from; group < to; ++group)
+                          ray_task(item, task, list, group, rows, row_list.begin(), gradients->origin,
+                                   gradients->direction);
                       });
                     });
       sum.end_item(b);

@@ -106,30 +106,44 @@ void backward(const TriplaneItem &item, Packet &packet, int rows, const Triplane
 
 int64_t triplane_scratch_floats(const TriplaneItem &item) { return packet_floats(item); }
 
-int64_t triplane_list_rays(const TriplaneItem &item, const TriplaneCells &cells, const TriplaneRayTask &task,
-                           int64_t first, int64_t count, int64_t tile, TriplaneRay *rays, uint32_t *rows) {
+void triplane_prepare_rays(const TriplaneItem &item, const TriplaneCells &cells, const TriplaneRayTask &task,
+                           const TriplaneList &list, int64_t group) {
   const TriplaneBox box = box_of(item);
-  const int64_t begin = tile * kLanes;
-  const int used = static_cast<int>(count - begin < kLanes ? count - begin : kLanes);
   const float cells_per_texel = static_cast<float>(cells.cells) / static_cast<float>(item.resolution);
-  uint16_t mask[kSampleMask + 1];
-  if (cells.distance != nullptr) std::memset(mask, 0, task.samples * sizeof(uint16_t));
-  for (int lane = 0; lane < used; ++lane) {
-    const int64_t index = task.hits[first + begin + lane];
+  const int64_t begin = group * kTriplaneGroup, end = list.count < begin + kTriplaneGroup ? list.count : begin + kTriplaneGroup;
+  if (list.mask != nullptr)
+    std::memset(list.mask + begin / kLanes * task.samples, 0,
+                (end - begin + kLanes - 1) / kLanes * task.samples * sizeof(uint16_t));
+  for (int64_t i = begin; i < end; ++i) {
+    const int64_t index = task.hits[list.first + i];
     const RayMm source = load_ray(*task.rays, task.first_ray + index);
     const ClippedRay clipped = clip_ray(box, source.origin, source.direction);
-    TriplaneRay &ray = rays[begin + lane];
+    TriplaneRay &ray = list.rays[i];
     for (int a = 0; a < 3; ++a) ray.start[a] = clipped.start[a], ray.delta[a] = clipped.delta[a];
     ray.step_mm = static_cast<float>(step_mm(clipped, task.samples));
     ray.weight = task.grad_values != nullptr ? task.grad_values[index] * ray.step_mm : 0.0f;
-    if (cells.distance != nullptr) mark_samples(cells, ray, cells_per_texel, task.samples, lane, mask);
+    if (list.mask != nullptr)
+      mark_samples(cells, ray, cells_per_texel, task.samples, static_cast<int>(i % kLanes),
+                   list.mask + i / kLanes * task.samples);
   }
-  // Samples of neighbours side by side: they read the same texels.
+}
+
+int64_t triplane_list_rays(const TriplaneRayTask &task, const TriplaneList &list, int64_t piece, uint32_t *rows) {
+  const int64_t begin = piece % list.groups * kTriplaneGroup;
+  const int64_t end = list.count < begin + kTriplaneGroup ? list.count : begin + kTriplaneGroup;
+  const int from = static_cast<int>(piece / list.groups) * list.slab;
+  const int to = from + list.slab < task.samples ? from + list.slab : task.samples;
   uint32_t *next = rows;
-  for (int i = 0; i < task.samples; ++i) {
-    const uint32_t here = cells.distance != nullptr ? mask[i] : (1u << used) - 1;
-    for (int lane = 0; here != 0 && lane < used; ++lane)
-      if (here >> lane & 1) *next++ = static_cast<uint32_t>(begin + lane) << kTriplaneSampleBits | static_cast<uint32_t>(i);
+  for (int64_t tile = begin; tile < end; tile += kLanes) {
+    const int lanes = static_cast<int>(end - tile < kLanes ? end - tile : kLanes);
+    const uint16_t *mask = list.mask != nullptr ? list.mask + tile / kLanes * task.samples : nullptr;
+    // Samples of neighbours side by side: they read the same texels.
+    for (int i = from; i < to; ++i) {
+      const uint32_t here = mask != nullptr ? mask[i] : (1u << lanes) - 1;
+      for (int lane = 0; here != 0 && lane < lanes; ++lane)
+        if (here >> lane & 1)
+          *next++ = static_cast<uint32_t>(tile + lane) << kTriplaneSampleBits | static_cast<uint32_t>(i);
+    }
   }
   return next - rows;
 }
@@ -159,7 +173,9 @@ int64_t triplane_list_points(const TriplaneItem &item, const TriplaneCells &cell
 
 void triplane_decode(const TriplaneItem &item, const TriplaneRows &rows, int64_t begin, int64_t end, float *scratch) {
   Packet &packet = make_packet(item, scratch);
+  packet.scattered = rows.rays == nullptr;
   const TriplaneBox box = box_of(item);
+  const Tiles tiles(item.tiles);
   for (int64_t at = begin; at < end; at += kPacket) {
     const int used = static_cast<int>(end - at < kPacket ? end - at : kPacket), padded = (used + 15) / 16 * 16;
     place(box, rows, at, used, padded, false, packet);
@@ -178,7 +194,9 @@ void triplane_decode(const TriplaneItem &item, const TriplaneRows &rows, int64_t
 void triplane_decode_backward(const TriplaneItem &item, const TriplaneRows &rows, int64_t begin, int64_t end,
                               float *scratch, const TriplaneRecord &record) {
   Packet &packet = make_packet(item, scratch);
+  packet.scattered = rows.rays == nullptr;
   const TriplaneBox box = box_of(item);
+  const Tiles tiles(item.tiles);
   if (record.want_weights)
     std::memset(record.weights, 0, (2 * item.hp + 16 + (item.folded ? 0 : item.cp * item.hp)) * sizeof(float));
   for (int64_t at = begin; at < end; at += kPacket) {
@@ -196,29 +214,30 @@ void triplane_decode_backward(const TriplaneItem &item, const TriplaneRows &rows
   *record.used = end - begin;
 }
 
-void triplane_ray_gradients(const TriplaneItem &item, const TriplaneRayTask &task, int64_t first, int64_t count,
-                            int64_t tile, const TriplaneRows &rows, int64_t begin, int64_t end, float *grad_origin,
+void triplane_ray_gradients(const TriplaneItem &item, const TriplaneRayTask &task, const TriplaneList &list,
+                            int64_t group, const TriplaneRows &rows, const int64_t *piece_begin, float *grad_origin,
                             float *grad_direction) {
   const TriplaneBox box = box_of(item);
-  double sum[kLanes] = {}, slope[3][kLanes] = {}, moment[3][kLanes] = {};
-  for (int64_t k = begin; k < end; ++k) {
-    const int lane = static_cast<int>(rows.row[k] >> kTriplaneSampleBits) % kLanes;
-    const double fraction = (static_cast<double>(rows.row[k] & kSampleMask) + 0.5) / task.samples;
-    sum[lane] += rows.field[k];
-    for (int a = 0; a < 3; ++a) {
-      const double s = rows.slope[a * rows.slope_stride + k];
-      slope[a][lane] += s;
-      moment[a][lane] += fraction * s;
+  double sum[kTriplaneGroup] = {}, slope[3][kTriplaneGroup] = {}, moment[3][kTriplaneGroup] = {};
+  const int64_t from = group * kTriplaneGroup;
+  for (int64_t piece = group; piece < list.slabs * list.groups; piece += list.groups)
+    for (int64_t k = piece_begin[piece]; k < piece_begin[piece + 1]; ++k) {
+      const int ray = static_cast<int>((rows.row[k] >> kTriplaneSampleBits) - from);
+      const double fraction = (static_cast<double>(rows.row[k] & kSampleMask) + 0.5) / task.samples;
+      sum[ray] += rows.field[k];
+      for (int a = 0; a < 3; ++a) {
+        const double s = rows.slope[a * rows.slope_stride + k];
+        slope[a][ray] += s;
+        moment[a][ray] += fraction * s;
+      }
     }
-  }
-  const int64_t from = tile * kLanes;
-  for (int lane = 0; lane < kLanes && from + lane < count; ++lane) {
-    const int64_t index = task.hits[first + from + lane];
+  for (int i = 0; i < kTriplaneGroup && from + i < list.count; ++i) {
+    const int64_t index = task.hits[list.first + from + i];
     const RayMm source = load_ray(*task.rays, task.first_ray + index);
     const ClippedRay ray = clip_ray(box, source.origin, source.direction);
     double s[3], m[3], d_origin[3], d_direction[3];
-    for (int a = 0; a < 3; ++a) s[a] = slope[a][lane], m[a] = moment[a][lane];
-    ray_gradient(box, ray, source.direction, task.samples, task.grad_values[index], sum[lane], s, m, d_origin,
+    for (int a = 0; a < 3; ++a) s[a] = slope[a][i], m[a] = moment[a][i];
+    ray_gradient(box, ray, source.direction, task.samples, task.grad_values[index], sum[i], s, m, d_origin,
                  d_direction);
     const int64_t at = 3 * (task.first_ray + index);
     for (int a = 0; a < 3; ++a) {

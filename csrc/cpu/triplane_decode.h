@@ -3,6 +3,7 @@
 // a row stays in registers from the gather to the last sum. Not folded: gather, two small matrix products, softplus.
 #pragma once
 
+#include "cpu/triplane_amx.h"
 #include "cpu/triplane_matrix.h"
 #include "cpu/triplane_packet.h"
 
@@ -33,11 +34,12 @@ LICAG3D_HD void decode_folded(const TriplaneItem &item, Packet &packet, int rows
     if (row + kAhead < rows) prefetch_row(item, packet, row + kAhead);
     Vf fraction[3], total[3] = {Vf{}, Vf{}, Vf{}}, last = Vf{};
     for (int a = 0; kSlopes && a < 3; ++a) fraction[a] = splat(packet.fraction[a][row]);
+    const CornerWeights weights = kSlopes ? CornerWeights{} : weights_of(packet, row);
     for (int j = 0; j < hp; j += kWidth) {
       const Vf bias = load(item.bias_1 + j), weight_2 = load(item.weight_2 + j);
       Vf slope[3], logistic;
       const Vf before = kSlopes ? gather_slopes(corners, fraction, j, bias, slope)
-                                : gather_values(packet, corners, row, j, bias);
+                                : gather_values(weights, corners, j, bias);
       const Vf hidden = kBackward ? softplus_slope_fast(before, logistic) : softplus_fast(before);
       last += hidden * weight_2;
       if (kBackward) {
@@ -81,14 +83,15 @@ template <bool kSlopes>
 LICAG3D_HD void gather_features(const TriplaneItem &item, Packet &packet, int rows) {
   const int cp = item.cp;
   for (int row = 0; row < rows; ++row) {
-    if (row + kAhead < rows) prefetch_row(item, packet, row + kAhead);
+    if (packet.scattered && row + kAhead < rows) prefetch_row(item, packet, row + kAhead);
     const Corners corners = corners_of(item, packet, row);
     Vf fraction[3];
     for (int a = 0; kSlopes && a < 3; ++a) fraction[a] = splat(packet.fraction[a][row]);
+    const CornerWeights weights = kSlopes ? CornerWeights{} : weights_of(packet, row);
     for (int c = 0; c < cp; c += kWidth) {
       Vf slope[3];
       store(packet.features + row * cp + c, kSlopes ? gather_slopes(corners, fraction, c, Vf{}, slope)
-                                                    : gather_values(packet, corners, row, c, Vf{}));
+                                                    : gather_values(weights, corners, c, Vf{}));
       for (int a = 0; kSlopes && a < 3; ++a) store(packet.feature_slope[a] + row * cp + c, slope[a]);
     }
   }
@@ -98,8 +101,11 @@ LICAG3D_HD void gather_features(const TriplaneItem &item, Packet &packet, int ro
 template <bool kBackward>
 LICAG3D_HD void decode_features(const TriplaneItem &item, Packet &packet, int rows) {
   const int hp = item.hp;
-  product<Start::row>(rows, hp, item.cp, packet.features, item.cp, 1, item.weight_1t, hp, packet.hidden, hp,
-                      item.bias_1);
+  if (item.tiles)
+    tile_hidden(item, packet, rows);
+  else
+    product<Start::row>(rows, hp, item.cp, packet.features, item.cp, 1, item.weight_1t, hp, packet.hidden, hp,
+                        item.bias_1);
   for (int row = 0; row < rows; ++row) {
     Vf last = Vf{};
     for (int j = 0; j < hp; j += kWidth) {
@@ -136,9 +142,10 @@ LICAG3D_HD void backward_features(const TriplaneItem &item, Packet &packet, int 
       store(grad_weight_2 + j, load(grad_weight_2 + j) + sum_2);
     }
   }
+  float *grad_weight_1t = record.weights + 2 * hp + 16;
+  if (item.tiles) return tile_gradients(item, packet, rows, record.want_weights ? grad_weight_1t : nullptr);
   if (record.want_weights)
-    product<Start::accumulate>(cp, hp, rows, packet.features, 1, cp, packet.hidden_slope, hp,
-                               record.weights + 2 * hp + 16, hp);
+    product<Start::accumulate>(cp, hp, rows, packet.features, 1, cp, packet.hidden_slope, hp, grad_weight_1t, hp);
   product<Start::zero>(rows, cp, hp, packet.hidden_slope, hp, 1, item.weight_1, cp, packet.features_grad, cp);
 }
 

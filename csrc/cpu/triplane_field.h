@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <new>
 #include <thread>
@@ -13,12 +14,13 @@
 #include <sys/mman.h>
 #endif
 
+#include "cpu/isa.h"
 #include "cpu/threads.h"
 #include "cpu/triplane_tasks.h"
 
 namespace licag3d {
 
-constexpr int64_t kFoldedBytes = 128 << 20;  // folded texels and their gradient, at most
+constexpr int64_t kFoldedBytes = 64 << 20;  // folded texels and their gradient, at most
 
 inline int thread_count(const licag3d_run &run) {
   return run.threads > 0 ? run.threads : static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
@@ -79,14 +81,32 @@ class ScratchPool {
   std::vector<std::atomic<bool>> busy_;
 };
 
+// Nearest bfloat16, ties to even; what is not finite stays so.
+inline uint16_t to_bfloat16(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>(bits >> 16 | 0x40);
+  return static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1)) >> 16);
+}
+
 // Whether folding the first layer into the planes is less work than a product per row. The weights of the terms are
 // vector operations; the gradient that scatters wider texels is counted with the forward pass, so that both passes of
 // one call choose alike.
-inline bool worth_folding(const licag3d_triplane &field, int cp, int hp, int64_t rows) {
+inline bool worth_folding(const licag3d_triplane &field, int cp, int hp, double rows) {
   const double texels = 3.0 * field.resolution * field.resolution;
   if (2 * texels * hp * sizeof(float) > kFoldedBytes) return false;
   const double product = static_cast<double>(cp) * hp / 32, wider = 12.0 * (hp - cp) / 16 * 2;
   return rows * (3 * product - wider) > texels * (3 * product + 2 * hp / 4.0);
+}
+
+// Share of the cells that are not empty, 1 without cells.
+inline double occupied_share(const licag3d_triplane &field, const licag3d_triplane_options &options) {
+  if (options.occupancy == nullptr) return 1;
+  const int64_t count = int64_t{options.cells} * options.cells * options.cells *
+                        (options.occupancy_per_item ? std::max<int64_t>(field.batch, 1) : 1);
+  int64_t occupied = 0;
+  for (int64_t i = 0; i < (field.batch > 0 ? count : 0); ++i) occupied += options.occupancy[i] != 0;
+  return static_cast<double>(occupied) / static_cast<double>(count);
 }
 
 // Planes, weights and occupancy of one item of the batch at a time.
@@ -98,10 +118,11 @@ class Field {
         options_(options),
         cp_((field.channels + 15) / 16 * 16),
         hp_((field.hidden + 15) / 16 * 16),
-        folded_(worth_folding(field, cp_, hp_, rows)),
+        tiles_(options.precision == 1 && cp_ % 32 == 0 && hp_ % 32 == 0 && tiles_ready()),
+        folded_(!tiles_ && worth_folding(field, cp_, hp_, rows * occupied_share(field, options))),
         in_place_(!folded_ && options.texel_stride > 0),
         texels_(in_place_ ? 0 : 3 * texel_count() * (folded_ ? hp_ : cp_)),
-        weights_(2LL * cp_ * hp_ + 2 * hp_) {
+        weights_(2LL * cp_ * hp_ + 2 * hp_ + (tiles_ ? 1LL * cp_ * hp_ : 0)) {
     float *weight_1 = weights_.get(), *weight_1t = weight_1 + cp_ * hp_, *bias_1 = weight_1t + cp_ * hp_,
           *weight_2 = bias_1 + hp_;
     std::fill(weight_1, weight_2 + hp_, 0.0f);
@@ -115,7 +136,15 @@ class Field {
     const int64_t texel_stride = in_place_ ? options.texel_stride : width;
     item_ = {&field_,  texels_.get(), in_place_ ? options.plane_stride : texel_count() * width,
              texel_stride, weight_1, weight_1t, bias_1, weight_2, field.bias_2[0], field.channels, cp_, field.hidden,
-             hp_, field.resolution, width, folded_};
+             hp_, field.resolution, width, folded_, tiles_, nullptr, nullptr};
+    if (!tiles_) return;
+    uint16_t *narrow_1 = reinterpret_cast<uint16_t *>(weight_2 + hp_), *narrow_1t = narrow_1 + cp_ * hp_;
+    for (int j = 0; j < hp_; ++j)
+      for (int c = 0; c < cp_; ++c) {
+        const uint16_t weight = to_bfloat16(weight_1[j * cp_ + c]);
+        narrow_1[(j / 2 * cp_ + c) * 2 + j % 2] = narrow_1t[(c / 2 * hp_ + j) * 2 + c % 2] = weight;
+      }
+    item_.narrow_1 = narrow_1, item_.narrow_1t = narrow_1t;
   }
 
   const TriplaneItem &select(int64_t batch) {
@@ -176,7 +205,7 @@ class Field {
   const licag3d_triplane &field_;
   const licag3d_triplane_options &options_;
   int cp_, hp_;
-  bool folded_, in_place_;
+  bool tiles_, folded_, in_place_;
   Floats texels_, weights_;
   std::vector<uint8_t> distance_;
   TriplaneItem item_;

@@ -9,6 +9,7 @@
 LICAG3D_CORE_BEGIN
 
 constexpr int kPacket = 48;
+constexpr int kPacketPadded = 64;  // to whole tiles of 32 rows
 
 struct Packet {
   float coordinate[3][kPacket];        // in: texel units
@@ -24,11 +25,14 @@ struct Packet {
   float *hidden, *hidden_slope;        // (rows, hp)
   float *features, *features_grad;     // (rows, cp), not folded
   float *feature_slope[3];             // (rows, cp) each: d features / d coordinate
+  uint16_t *narrow_features, *narrow_turned, *narrow_slope, *narrow_pair;  // bfloat16, for triplane_amx.h
+  bool scattered;                      // in: rows may lie anywhere, so texels are asked for in advance
 };
 
 LICAG3D_HD int64_t packet_floats(const TriplaneItem &item) {
   return static_cast<int64_t>(sizeof(Packet) / sizeof(float) + 16) +
-         kPacket * ((item.folded ? 0LL : 5LL * item.cp) + 2LL * item.hp);
+         kPacket * ((item.folded ? 0LL : 5LL * item.cp) + 2LL * item.hp) +
+         (item.tiles ? kPacketPadded / 2 * (3LL * item.cp + 2LL * item.hp) : 0LL);
 }
 
 LICAG3D_HD Packet &make_packet(const TriplaneItem &item, float *scratch) {
@@ -40,6 +44,12 @@ LICAG3D_HD Packet &make_packet(const TriplaneItem &item, float *scratch) {
   packet.features = next, next += kPacket * item.cp;
   packet.features_grad = next, next += kPacket * item.cp;
   for (int a = 0; a < 3; ++a) packet.feature_slope[a] = next, next += kPacket * item.cp;
+  if (!item.tiles) return packet;
+  // Numbers of two bytes: half as many floats.
+  packet.narrow_features = reinterpret_cast<uint16_t *>(next), next += kPacketPadded / 2 * item.cp;
+  packet.narrow_turned = reinterpret_cast<uint16_t *>(next), next += kPacketPadded / 2 * item.cp;
+  packet.narrow_slope = reinterpret_cast<uint16_t *>(next), next += kPacketPadded / 2 * item.hp;
+  packet.narrow_pair = reinterpret_cast<uint16_t *>(next);
   return packet;
 }
 
@@ -90,15 +100,27 @@ LICAG3D_HD Corners corners_of(const TriplaneItem &item, const Packet &packet, in
   return corners;
 }
 
-// start + the bilinear samples of the three planes; 16 channels at c.
-LICAG3D_HD Vf gather_values(const Packet &packet, const Corners &corners, int row, int c, Vf start) {
+// Weights of the texels of a row, in registers once for all its channels.
+struct CornerWeights {
+  Vf of[3][4];
+};
+
+LICAG3D_HD CornerWeights weights_of(const Packet &packet, int row) {
+  CornerWeights weights;
+  for (int p = 0; p < 3; ++p)
+    for (int k = 0; k < 4; ++k) weights.of[p][k] = splat(packet.corner[p][k][row]);
+  return weights;
+}
+
+// start + the bilinear samples of the three planes; kWidth channels at c.
+LICAG3D_HD Vf gather_values(const CornerWeights &weights, const Corners &corners, int c, Vf start) {
   Vf sum[3] = {start, Vf{}, Vf{}};  // three short chains rather than a long one
   for (int p = 0; p < 3; ++p) {
     const float *t = corners.texel[p] + c;
-    sum[p] += splat(packet.corner[p][0][row]) * load(t);
-    sum[p] += splat(packet.corner[p][1][row]) * load(t + corners.right);
-    sum[p] += splat(packet.corner[p][2][row]) * load(t + corners.down);
-    sum[p] += splat(packet.corner[p][3][row]) * load(t + corners.down + corners.right);
+    sum[p] += weights.of[p][0] * load(t);
+    sum[p] += weights.of[p][1] * load(t + corners.right);
+    sum[p] += weights.of[p][2] * load(t + corners.down);
+    sum[p] += weights.of[p][3] * load(t + corners.down + corners.right);
   }
   return sum[0] + (sum[1] + sum[2]);
 }

@@ -34,6 +34,9 @@ struct TriplaneItem {
   int channels, cp, hidden, hp, resolution;
   int width;  // cp, or hp where folded
   bool folded;
+  bool tiles;                 // products in bfloat16 on tile registers (triplane_amx.h)
+  const uint16_t *narrow_1;   // weight_1 and weight_1t in bfloat16, pairs of rows side by side: (hp / 2, cp, 2)
+  const uint16_t *narrow_1t;  // (cp / 2, hp, 2)
 };
 
 // Distance of every cell to the nearest one that is not empty, the largest difference of an index counting; 0 in that
@@ -51,13 +54,26 @@ struct TriplaneRay {
   float weight;  // backward: gradient of the integral times step_mm
 };
 
-// Rays [0, count) of one item in the order of their tiles.
+// Rays of one item in the order of their tiles, taken list by list. A list is cut into slabs of samples and groups of
+// rays; a piece, one group in one slab, is listed at a time, all groups of a slab before the next slab. With tiles in
+// the order of rays_that_hit a list so sweeps through the box with a front a few dozen texels wide and deep, and its
+// texels, and later their gradients, are still in the second cache when they are needed again.
 struct TriplaneRayTask {
   const licag3d_rays *rays;
   int64_t first_ray;    // of this item, in rays and in the ray gradients
   const int64_t *hits;  // rays that meet the box, in tile order
   int32_t samples;
   const float *grad_values;  // of this item, or NULL
+};
+constexpr int kTriplaneGroup = 256;       // rays
+constexpr double kTriplaneSlab = 64.0;    // texels    // texels
+
+// The list in hand: rays [first, first + count) of the hits.
+struct TriplaneList {
+  int64_t first, count, groups;
+  int32_t slab, slabs;  // samples of a slab, number of slabs
+  TriplaneRay *rays;
+  uint16_t *mask;  // (tiles, samples): bits of the rays whose sample is not in an empty cell; NULL: all
 };
 
 // Rows of rays (rays set) or points, and what the kernels leave for each.
@@ -110,12 +126,15 @@ LICAG3D_DECLARE_ISA(void triplane_scatter(const ::licag3d::TriplaneRecord &recor
 LICAG3D_DECLARE_ISA(void triplane_reach(const uint8_t *in, uint8_t *out, int cells, int axis, int slab))
 
 LICAG3D_DECLARE_ISA(int64_t triplane_scratch_floats(const ::licag3d::TriplaneItem &item))
-// Prepares the rays of one tile of 16, writes their rows and returns how many there are.
-LICAG3D_DECLARE_ISA(int64_t triplane_list_rays(const ::licag3d::TriplaneItem &item,
+// Prepares the rays of one group, and where cells are given also what mask says of them.
+LICAG3D_DECLARE_ISA(void triplane_prepare_rays(const ::licag3d::TriplaneItem &item,
                                                const ::licag3d::TriplaneCells &cells,
-                                               const ::licag3d::TriplaneRayTask &task, int64_t first, int64_t count,
-                                               int64_t tile, ::licag3d::TriplaneRay *rays, uint32_t *rows))
-// The same for points [begin, end).
+                                               const ::licag3d::TriplaneRayTask &task,
+                                               const ::licag3d::TriplaneList &list, int64_t group))
+// Writes the rows of one piece, slab * groups + group, and returns how many there are.
+LICAG3D_DECLARE_ISA(int64_t triplane_list_rays(const ::licag3d::TriplaneRayTask &task,
+                                               const ::licag3d::TriplaneList &list, int64_t piece, uint32_t *rows))
+// The same for points [begin, end), of which a piece may have any number.
 LICAG3D_DECLARE_ISA(int64_t triplane_list_points(const ::licag3d::TriplaneItem &item,
                                                  const ::licag3d::TriplaneCells &cells, const void *points,
                                                  bool is_double, int64_t begin, int64_t end, uint32_t *rows))
@@ -124,8 +143,9 @@ LICAG3D_DECLARE_ISA(void triplane_decode(const ::licag3d::TriplaneItem &item, co
 LICAG3D_DECLARE_ISA(void triplane_decode_backward(const ::licag3d::TriplaneItem &item,
                                                   const ::licag3d::TriplaneRows &rows, int64_t begin, int64_t end,
                                                   float *scratch, const ::licag3d::TriplaneRecord &record))
-// Gradients of the rays of one tile from its rows' fields and slopes.
+// Gradients of the rays of one group from its rows' fields and slopes; piece_begin is where the rows of each piece begin.
 LICAG3D_DECLARE_ISA(void triplane_ray_gradients(const ::licag3d::TriplaneItem &item,
-                                                const ::licag3d::TriplaneRayTask &task, int64_t first, int64_t count,
-                                                int64_t tile, const ::licag3d::TriplaneRows &rows, int64_t begin,
-                                                int64_t end, float *grad_origin, float *grad_direction))
+                                                const ::licag3d::TriplaneRayTask &task,
+                                                const ::licag3d::TriplaneList &list, int64_t group,
+                                                const ::licag3d::TriplaneRows &rows, const int64_t *piece_begin,
+                                                float *grad_origin, float *grad_direction))

@@ -7,12 +7,13 @@ import torch
 
 from licag3d.ops import triplane_native
 from licag3d.ops.reference import triplane as twin
-from licag3d.ops.triplane_checks import check_field, check_native, check_occupancy, check_points
+from licag3d.ops.triplane_checks import check_field, check_native, check_occupancy, check_points, check_precision
 from licag3d.ops.triplane_decoder import TriplaneDecoder
 
 
 def query_triplane(planes: torch.Tensor, decoder: TriplaneDecoder, points_mm: torch.Tensor, *, box_center_mm,
-                   box_size_mm: float, occupancy: torch.Tensor | None = None) -> torch.Tensor:
+                   box_size_mm: float, occupancy: torch.Tensor | None = None,
+                   precision: str = "float32") -> torch.Tensor:
     """Attenuation at points, exactly zero outside the box; differentiable in planes, decoder and points.
 
     The field is the one of :func:`licag3d.ops.render_triplane`. The faces of the box belong to it. A point with a NaN
@@ -25,6 +26,7 @@ def query_triplane(planes: torch.Tensor, decoder: TriplaneDecoder, points_mm: to
         box_center_mm: centre of the box, three numbers, world LPS mm.
         box_size_mm: edge of the box in mm.
         occupancy: as in :func:`licag3d.ops.render_triplane`; points in empty cells are 0 and cost nothing.
+        precision: as in :func:`licag3d.ops.render_triplane`.
 
     Returns:
         ``(...)`` float32 in 1/mm, with B in front for a batch.
@@ -43,6 +45,7 @@ def query_triplane(planes: torch.Tensor, decoder: TriplaneDecoder, points_mm: to
     """
     center_mm, size_mm = check_field(planes, decoder, box_center_mm, box_size_mm)
     check_native(planes)
+    number = check_precision(precision)
     check_points(points_mm, planes)
     cells = check_occupancy(occupancy, planes)
     if not triplane_native.ready(planes.device.type, planes.shape[-3], cells is not None):
@@ -50,6 +53,6 @@ def query_triplane(planes: torch.Tensor, decoder: TriplaneDecoder, points_mm: to
                                    occupancy=occupancy)
     batch = planes if planes.ndim == 5 else planes[None]
     value = triplane_native.query(batch, decoder.weight_1, decoder.bias_1, decoder.weight_2, decoder.output_bias(),
-                                  points_mm, list(center_mm), size_mm, cells)
+                                  points_mm, list(center_mm), size_mm, cells, number)
     value = decoder.scaled(value)
     return value if planes.ndim == 5 else value[0]

@@ -7,12 +7,21 @@ import torch
 
 from licag3d.ops import triplane_native
 from licag3d.ops.reference import triplane as twin
-from licag3d.ops.triplane_checks import AnyRays, check_field, check_native, check_occupancy, check_samples, rays_of
+from licag3d.ops.triplane_checks import (
+    AnyRays,
+    check_field,
+    check_native,
+    check_occupancy,
+    check_precision,
+    check_samples,
+    rays_of,
+)
 from licag3d.ops.triplane_decoder import TriplaneDecoder
 
 
 def render_triplane(planes: torch.Tensor, decoder: TriplaneDecoder, cameras: AnyRays, *, box_center_mm,
-                    box_size_mm: float, samples: int, occupancy: torch.Tensor | None = None) -> torch.Tensor:
+                    box_size_mm: float, samples: int, occupancy: torch.Tensor | None = None,
+                    precision: str = "float32") -> torch.Tensor:
     """Line integrals of the attenuation of a tri-plane field, differentiable in planes, decoder and cameras.
 
     The box is a cube; outside it the field is exactly zero. Inside, texel i of an axis has its centre at (i + 0.5) / R
@@ -43,6 +52,10 @@ def render_triplane(planes: torch.Tensor, decoder: TriplaneDecoder, cameras: Any
         samples: samples per ray, 1 to 4096.
         occupancy: bool ``(D, D, D)``, or ``(B, D, D, D)`` one for each item, order [z, y, x]: D equal cells along each
             edge of the box; False where the field counts as zero. On CUDA this runs the slower twin.
+        precision: "bfloat16" lets the products of the decoder, forward and backward, round their inputs to bfloat16
+            (sums stay float32), where the processor has AMX and C and the hidden units, rounded up to 16, are
+            multiples of 32; everywhere else it is the same as "float32". Projections then differ by about 1e-3 of the
+            largest, gradients by 1e-2 at most.
 
     Returns:
         ``(V, rows, cols)``, or the leading shape of the rays, with B in front for a batch; float32, no unit.
@@ -64,6 +77,7 @@ def render_triplane(planes: torch.Tensor, decoder: TriplaneDecoder, cameras: Any
     """
     center_mm, size_mm = check_field(planes, decoder, box_center_mm, box_size_mm)
     check_native(planes)
+    number = check_precision(precision)
     check_samples(samples)
     origin_mm, to_pixel_mm = rays_of(cameras, planes)
     cells = check_occupancy(occupancy, planes)
@@ -72,6 +86,6 @@ def render_triplane(planes: torch.Tensor, decoder: TriplaneDecoder, cameras: Any
                                     samples=samples, occupancy=occupancy)
     batch = planes if planes.ndim == 5 else planes[None]
     value = triplane_native.render(batch, decoder.weight_1, decoder.bias_1, decoder.weight_2, decoder.output_bias(),
-                                   origin_mm, to_pixel_mm, list(center_mm), size_mm, int(samples), cells)
+                                   origin_mm, to_pixel_mm, list(center_mm), size_mm, int(samples), cells, number)
     value = decoder.scaled(value)
     return value if planes.ndim == 5 else value[0]

@@ -13,6 +13,8 @@ from licag3d.ops.triplane_decoder import TriplaneDecoder
 
 AnyRays = Cameras | Rays | Sequence[Cameras | Rays]
 
+PRECISIONS = ("float32", "bfloat16")  # in the order of licag3d_triplane_options.precision
+
 _MAX_SAMPLES = 4096
 _MAX_CHANNELS = 512
 _MAX_HIDDEN = 4096
@@ -72,6 +74,13 @@ def check_points(points_mm: torch.Tensor, planes: torch.Tensor) -> None:
         raise ValueError(f"points_mm has shape {tuple(points_mm.shape)}; expected (..., 3)")
     if points_mm.device != planes.device:
         raise TypeError(f"points_mm lies on {points_mm.device}, the planes on {planes.device}; move one of them")
+
+
+def check_precision(precision: str) -> int:
+    """``precision`` as the number of the C interface; raises ValueError unless it is one of the two."""
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision is {precision!r}; expected {' or '.join(map(repr, PRECISIONS))}")
+    return PRECISIONS.index(precision)
 
 
 def check_samples(samples: int) -> None:

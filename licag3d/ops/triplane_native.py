@@ -52,10 +52,12 @@ class GradientArrays(ctypes.Structure):
 @torch.library.custom_op("licag3d::render_triplane", mutates_args=())
 def render(planes: torch.Tensor, weight_1: torch.Tensor, bias_1: torch.Tensor, weight_2: torch.Tensor,
            bias_2: torch.Tensor, origin_mm: torch.Tensor, to_pixel_mm: torch.Tensor, box_center_mm: list[float],
-           box_size_mm: float, samples: int, occupancy: torch.Tensor | None = None) -> torch.Tensor:
+           box_size_mm: float, samples: int, occupancy: torch.Tensor | None = None,
+           precision: int = 0) -> torch.Tensor:
     """``planes`` (B, 3, C, R, R), rays (1 or B, ..., 3), occupancy (1 or B, D, D, D); returns (B, ...)."""
     out = _render_output(planes, to_pixel_mm)
-    field, alive = _pack_field(planes, weight_1, bias_1, weight_2, bias_2, box_center_mm, box_size_mm, occupancy)
+    field, alive = _pack_field(planes, weight_1, bias_1, weight_2, bias_2, box_center_mm, box_size_mm, occupancy,
+                               precision)
     rays, rays_alive = native.pack_rays(origin_mm, to_pixel_mm)
     _call("render_triplane", planes, field, rays, ctypes.c_int32(origin_mm.shape[0] > 1), ctypes.c_int32(samples), out)
     del alive, rays_alive
@@ -65,7 +67,7 @@ def render(planes: torch.Tensor, weight_1: torch.Tensor, bias_1: torch.Tensor, w
 
 @render.register_fake
 def _(planes, weight_1, bias_1, weight_2, bias_2, origin_mm, to_pixel_mm, box_center_mm, box_size_mm, samples,
-      occupancy=None):
+      occupancy=None, precision=0):
     return _render_output(planes, to_pixel_mm)
 
 
@@ -73,10 +75,11 @@ def _(planes, weight_1, bias_1, weight_2, bias_2, origin_mm, to_pixel_mm, box_ce
 def render_backward(planes: torch.Tensor, weight_1: torch.Tensor, bias_1: torch.Tensor, weight_2: torch.Tensor,
                     bias_2: torch.Tensor, origin_mm: torch.Tensor, to_pixel_mm: torch.Tensor,
                     box_center_mm: list[float], box_size_mm: float, samples: int, occupancy: torch.Tensor | None,
-                    grad: torch.Tensor, wanted: list[bool]) -> list[torch.Tensor]:
+                    precision: int, grad: torch.Tensor, wanted: list[bool]) -> list[torch.Tensor]:
     """Gradients of the seven tensors; an unwanted one is empty."""
     inputs = (planes, weight_1, bias_1, weight_2, bias_2, origin_mm, to_pixel_mm)
-    field, alive = _pack_field(planes, weight_1, bias_1, weight_2, bias_2, box_center_mm, box_size_mm, occupancy)
+    field, alive = _pack_field(planes, weight_1, bias_1, weight_2, bias_2, box_center_mm, box_size_mm, occupancy,
+                               precision)
     rays, rays_alive = native.pack_rays(origin_mm, to_pixel_mm)
     arrays, gradients = _gradient_arrays(inputs, wanted)
     grad = grad.detach().to(torch.float32).contiguous()
@@ -88,17 +91,18 @@ def render_backward(planes: torch.Tensor, weight_1: torch.Tensor, bias_1: torch.
 
 @render_backward.register_fake
 def _(planes, weight_1, bias_1, weight_2, bias_2, origin_mm, to_pixel_mm, box_center_mm, box_size_mm, samples,
-      occupancy, grad, wanted):
+      occupancy, precision, grad, wanted):
     return _fake_gradients((planes, weight_1, bias_1, weight_2, bias_2, origin_mm, to_pixel_mm), wanted)
 
 
 @torch.library.custom_op("licag3d::query_triplane", mutates_args=())
 def query(planes: torch.Tensor, weight_1: torch.Tensor, bias_1: torch.Tensor, weight_2: torch.Tensor,
           bias_2: torch.Tensor, points_mm: torch.Tensor, box_center_mm: list[float], box_size_mm: float,
-          occupancy: torch.Tensor | None = None) -> torch.Tensor:
+          occupancy: torch.Tensor | None = None, precision: int = 0) -> torch.Tensor:
     """``planes`` (B, 3, C, R, R), ``points_mm`` (..., 3), occupancy (1 or B, D, D, D); returns (B, ...)."""
     out = _query_output(planes, points_mm)
-    field, alive = _pack_field(planes, weight_1, bias_1, weight_2, bias_2, box_center_mm, box_size_mm, occupancy)
+    field, alive = _pack_field(planes, weight_1, bias_1, weight_2, bias_2, box_center_mm, box_size_mm, occupancy,
+                               precision)
     points = points_mm.detach().contiguous()
     _call("query_triplane", planes, field, points, ctypes.c_int32(points.dtype == torch.float64),
           ctypes.c_int64(points.numel() // 3), out)
@@ -108,17 +112,19 @@ def query(planes: torch.Tensor, weight_1: torch.Tensor, bias_1: torch.Tensor, we
 
 
 @query.register_fake
-def _(planes, weight_1, bias_1, weight_2, bias_2, points_mm, box_center_mm, box_size_mm, occupancy=None):
+def _(planes, weight_1, bias_1, weight_2, bias_2, points_mm, box_center_mm, box_size_mm, occupancy=None, precision=0):
     return _query_output(planes, points_mm)
 
 
 @torch.library.custom_op("licag3d::query_triplane_backward", mutates_args=())
 def query_backward(planes: torch.Tensor, weight_1: torch.Tensor, bias_1: torch.Tensor, weight_2: torch.Tensor,
                    bias_2: torch.Tensor, points_mm: torch.Tensor, box_center_mm: list[float], box_size_mm: float,
-                   occupancy: torch.Tensor | None, grad: torch.Tensor, wanted: list[bool]) -> list[torch.Tensor]:
+                   occupancy: torch.Tensor | None, precision: int, grad: torch.Tensor,
+                   wanted: list[bool]) -> list[torch.Tensor]:
     """Gradients of the six tensors; an unwanted one is empty."""
     inputs = (planes, weight_1, bias_1, weight_2, bias_2, points_mm)
-    field, alive = _pack_field(planes, weight_1, bias_1, weight_2, bias_2, box_center_mm, box_size_mm, occupancy)
+    field, alive = _pack_field(planes, weight_1, bias_1, weight_2, bias_2, box_center_mm, box_size_mm, occupancy,
+                               precision)
     points = points_mm.detach().contiguous()
     arrays, gradients = _gradient_arrays(inputs, wanted)
     grad = grad.detach().to(torch.float32).contiguous()
@@ -129,7 +135,8 @@ def query_backward(planes: torch.Tensor, weight_1: torch.Tensor, bias_1: torch.T
 
 
 @query_backward.register_fake
-def _(planes, weight_1, bias_1, weight_2, bias_2, points_mm, box_center_mm, box_size_mm, occupancy, grad, wanted):
+def _(planes, weight_1, bias_1, weight_2, bias_2, points_mm, box_center_mm, box_size_mm, occupancy, precision, grad,
+      wanted):
     return _fake_gradients((planes, weight_1, bias_1, weight_2, bias_2, points_mm), wanted)
 
 
@@ -174,14 +181,14 @@ def _channels_side_by_side(planes: torch.Tensor) -> bool:
                        (3 * plane_alone, plane_alone, 1, edge * channels, channels))
 
 
-def _pack_field(planes, weight_1, bias_1, weight_2, bias_2, box_center_mm, box_size_mm,
-                occupancy) -> tuple[tuple[FieldArrays, OptionArrays], list[torch.Tensor]]:
+def _pack_field(planes, weight_1, bias_1, weight_2, bias_2, box_center_mm, box_size_mm, occupancy,
+                precision) -> tuple[tuple[FieldArrays, OptionArrays], list[torch.Tensor]]:
     """The C view of the field and of how to compute it, and the tensors that must stay alive during the call."""
     in_place = _channels_side_by_side(planes)
     alive = [planes.detach() if in_place else planes.detach().contiguous(),
              *(tensor.detach().contiguous() for tensor in (weight_1, bias_1, weight_2, bias_2))]
     hidden, channels = weight_1.shape
-    options = OptionArrays()
+    options = OptionArrays(precision=precision)
     if in_place:
         options.batch_stride, options.plane_stride = planes.stride()[:2]
         options.texel_stride = planes.stride(4)
