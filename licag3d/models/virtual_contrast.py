@@ -75,9 +75,13 @@ def _generator(weights: str, device: str, kind: str) -> Synthesiser:
         else (synthesis_rivals.load_rival, synthesis_rivals.synthesise)
     )
     model, facts = load(weights, device)
+    working_mm = facts.get("working_mm")
+    # A file's word on the pixel size decides how large frames become: it is bounded.
+    if not isinstance(working_mm, (int, float)) or not 0.05 <= working_mm <= 5:
+        raise InputError(f"{weights}: working_mm is {working_mm!r}, no pixel size of 0.05 to 5 mm; train it anew")
 
     def draw(view: View) -> Synthesis:
-        made, attention = synthesise(model, view.image, view.camera.mm_per_pixel, float(facts["working_mm"]))
+        made, attention = synthesise(model, view.image, view.camera.mm_per_pixel, float(working_mm))
         made = np.where(view.valid, made.clip(0, 1), view.image).astype(np.float32)
         attention = (attention * view.valid).clip(0, 1).astype(np.float32)
         darker = np.log((view.image + 1 / 64) / (made + 1 / 64)).clip(0)

@@ -182,6 +182,11 @@ def test_casgan_weights_serve_too(tmp_path, capsys):
     picture = write(tmp_path / "a.png", grey())
     assert status_of(main, [picture, "--out", str(tmp_path / "out"), "--weights", str(file)]) == 0
     assert pixels(tmp_path / "out" / "a_angiogram.png").shape == (96, 96)
+    capsys.readouterr()
+    for wrong in (1e-6, float("nan"), "0.4", None):  # would make the frame a million times as large
+        save_weights(file, model, {"model": "casgan", "config": asdict(model.config), "working_mm": wrong})
+        assert status_of(main, [picture, "--out", str(tmp_path / "no"), "--weights", str(file)]) == 2
+        assert "no pixel size" in capsys.readouterr().err
 
 
 def test_real_frame_before_contrast(shared_data, tmp_path, weights):
