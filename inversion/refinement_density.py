@@ -131,7 +131,7 @@ def thin_readings(dense: Sequence[Density], seen: Sequence[ViewPoints], usual_mm
     best = (weight * np.where(weight > 0, readings, 0.0)).sum(1) / np.maximum(weight.sum(1), 1e-12)
     best = np.where(weight.sum(1) > 0, best, np.log(usual_mm))
     # Only as far as the contrast is sure of it are the widths doubted.
-    sure = np.clip((np.log(usual_mm) - best) * np.sqrt(weight.sum(1)) - 1.5, 0.0, 1.5) / 1.5
+    sure = np.clip((np.log(usual_mm) - best) * np.sqrt(weight.sum(1)) - 1.0, 0.0, 1.0)
     px_per_mm = np.stack([view.px_per_mm for view in seen], 1).mean(1)
     small = np.clip((THIN_PX[1] - np.exp(best) * px_per_mm) / (THIN_PX[1] - THIN_PX[0]), 0.0, 1.0)
     narrow = np.clip((NARROW[1] - np.exp(best) / usual_mm) / (NARROW[1] - NARROW[0]), 0.0, 1.0)
@@ -283,7 +283,7 @@ def _scatter(sham: np.ndarray, known: np.ndarray, spans) -> np.ndarray:
 def _middles(amplitude, sigma, known, shift_px, seen: ViewPoints, spans) -> np.ndarray:
     """Indices ``(N,)`` of the middle of every point: the smooth line along which the vessel stands out most (dynamic
     programming)."""
-    gain = 0.5 * np.where(known > 0.35, np.maximum(amplitude / sigma[:, None], 0.0), 0.0) ** 2
+    gain = 0.5 * np.where(known > 0.35, np.maximum(amplitude / np.maximum(sigma, 1e-9)[:, None], 0.0), 0.0) ** 2
     gain = np.minimum(np.nan_to_num(gain), 50.0) - 0.5 * (shift_px / STRAY_PX) ** 2
     out = np.full(len(amplitude), len(shift_px) // 2)
     gap = np.linalg.norm(np.diff(seen.pixels, axis=0, prepend=seen.pixels[:1]), axis=1)

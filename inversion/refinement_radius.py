@@ -18,6 +18,8 @@ import numpy as np
 SHARP = 0.15
 #: Readings within this share their errors, mm; the fit is never surer than this, nor less sure than that (log radius).
 SHARED_MM, LEAST_SIGMA, MOST_SIGMA = 1.0, 0.03, 0.6
+#: Share of the depth of a dip within that length which is left open.
+DIP_SHARE = 1.0
 
 
 def trend_sigma(arc_mm: np.ndarray, readings: np.ndarray, sigma: np.ndarray, fit: np.ndarray) -> np.ndarray:
@@ -40,7 +42,9 @@ def trend_sigma(arc_mm: np.ndarray, readings: np.ndarray, sigma: np.ndarray, fit
     total = kernel @ weight.sum(1)
     excess = (kernel @ (weight * miss**2).sum(1)) / np.maximum(total, 1e-12)
     spread = np.sqrt(np.maximum(excess, 1.0) / np.maximum(total, 1.0 / MOST_SIGMA**2))
-    return np.minimum(np.hypot(spread, LEAST_SIGMA), MOST_SIGMA)
+    # A dip shorter than what is averaged along the vessel is deeper than it looks.
+    dip = DIP_SHARE * np.abs(kernel @ fit - fit)
+    return np.minimum(np.sqrt(spread**2 + dip**2 + LEAST_SIGMA**2), MOST_SIGMA)
 
 
 def robust_trend(

@@ -2,13 +2,17 @@
 """Benchmark the vessel refinement: diameters, minimal lumen diameters, centrelines and projections, before and after.
 
     python tools/benchmark_diameter.py --out diameter.json --cases 12
+    python tools/benchmark_diameter.py --out severe.json --cases 12 --lesions severe --starts perturbed
     python tools/benchmark_diameter.py --out diameter.json --cases 24 --resume
 
 Two-view phantom cases (60 degrees, offset 5 mm, angle error 1 degree, full background, patients with obstructive
 disease), right and left in turn. Starts: ``perturbed`` is the true tree under the true cameras, its centreline
 wandering by 0.5 mm (root mean square), its radii the running median over 30 mm, so that short stenoses are gone, and
 off by 20 %; ``found`` is the tree of the inversion under its own cameras. Tracks: ``images`` (vessels found in the
-frames) and ``masks`` (given). The file is written after every case. Definitions of the scores: docs/metrics.md.
+frames) and ``masks`` (given). With ``--lesions severe`` the artery has the disease of another patient of the split, the
+first of 60 with at least two stenoses of 70 % and no occlusion. Beside ``before`` and ``after`` stands ``no contrast``:
+refined without reading thin lumens from the contrast in the frame. The file is written after every case. Definitions
+of the scores: docs/metrics.md.
 """
 
 from __future__ import annotations
@@ -27,8 +31,12 @@ import numpy as np
 from licag3d.command import Parser, add_debug_flag, run
 from licag3d.errors import InputError
 
-SCHEMA = "licag3d-diameter-1"
+SCHEMA = "licag3d-diameter-2"
+#: Stenoses from these percents on are counted as reported or missed.
+REPORTED = (50, 70)
 STARTS, TRACKS = ("perturbed", "found"), ("images", "masks")
+LESIONS = ("obstructive", "severe")
+TIMES = ("before", "no contrast", "after")
 PLACE_MM, WIDTH, WANDER_MM, WIPED_MM = 0.5, 0.2, 4.0, 30.0
 #: Two-view quantitative angiography as published: mean and standard deviation of the error of the minimal lumen
 #: diameter.
@@ -49,6 +57,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--first", type=int, default=4000, metavar="N", help="number of the first seed within the split")
     made.add_argument("--starts", nargs="+", choices=STARTS, default=list(STARTS))
     made.add_argument("--tracks", nargs="+", choices=TRACKS, default=list(TRACKS))
+    made.add_argument("--lesions", choices=LESIONS, default="obstructive", help="disease of the patients")
     made.add_argument("--prior", default="embedded", help="of the found trees: embedded, none or a generator file")
     made.add_argument("--size", type=int, default=512, metavar="PX", help="rows and columns of the views")
     made.add_argument("--resume", action="store_true", help="keep the cases that the file holds already")
@@ -74,7 +83,7 @@ def main(argv: list[str]) -> int:
         )
     out = Path(arguments.out)
     check_output_folder(out.parent)
-    settings = {key: getattr(arguments, key) for key in ("split", "starts", "tracks", "prior", "size")}
+    settings = {key: getattr(arguments, key) for key in ("split", "lesions", "starts", "tracks", "prior", "size")}
     store = {"schema": SCHEMA, "settings": settings, "cases": {}, "published_mld_mm": PUBLISHED_MLD_MM}
     if arguments.resume and out.exists():
         before = json.loads(out.read_text())
@@ -96,13 +105,17 @@ def main(argv: list[str]) -> int:
 
 def measure_case(seed: int, artery: str, arguments) -> dict:
     """Scores of one case: start and track, before and after."""
-    from licag3d.inversion.refinement import refine_tree
+    from licag3d.inversion.refinement import RefinementSettings, refine_tree
     from licag3d.phantom.anatomy import sample_tree
     from licag3d.phantom.disease import sample_disease
     from licag3d.phantom.simulate_case import simulate_case
+    from licag3d.phantom.splits import BENCHMARK, VALIDATION
 
     # Obstructive disease, so that there are stenoses to measure: by population shares most arteries have none.
     tree, lesions = sample_disease(seed, artery, sample_tree(seed, artery), extent="obstructive")
+    if arguments.lesions == "severe":
+        split = VALIDATION if arguments.split == "validation" else BENCHMARK
+        tree, lesions = severe_disease(seed, artery, split)
     case = simulate_case(
         seed,
         artery,
@@ -126,13 +139,34 @@ def measure_case(seed: int, artery: str, arguments) -> dict:
             begin = time.process_time()
             refined = refine_tree(tree, cameras, views, evidence)
             seconds = time.process_time() - begin
+            plain = refine_tree(tree, cameras, views, evidence, RefinementSettings(density=False))
             alike = start == "perturbed"
             result[f"{start}, {track}"] = {
                 "before": scores(tree, cameras, case, aligned=alike),
+                "no contrast": scores(plain.tree, plain.cameras, case, aligned=alike, images=False),
                 "after": scores(refined.tree, refined.cameras, case, aligned=alike) | {"cpu_seconds": seconds},
                 "facts": refined.facts,
             }
     return result
+
+
+def severe_disease(seed: int, artery: str, split: range):
+    """The tree of one patient with the disease of another, who has at least two stenoses of 70 % in this artery."""
+    from licag3d.phantom.anatomy import sample_tree
+    from licag3d.phantom.disease import sample_disease
+
+    healthy = sample_tree(seed, artery)
+    best = None
+    for k in range(60):
+        other = split[(split.index(seed) + 2000 + 60 * (seed % 50) + k) % len(split)]
+        tree, lesions = sample_disease(other, artery, healthy, extent="obstructive")
+        severe = sum(x.kind == "stenosis" and x.percent_diameter >= 70 for x in lesions)
+        occluded = any(x.kind == "occlusion" for x in lesions)
+        if best is None or severe - 10 * occluded > best[0]:
+            best = (severe - 10 * occluded, tree, lesions)
+        if best[0] >= 2:
+            break
+    return best[1:]
 
 
 def read_case(case, track: str):
@@ -207,8 +241,9 @@ def perturbed(tree, seed: int):
     return VesselTree(tuple(made))
 
 
-def scores(tree, cameras, case, *, aligned: bool) -> dict[str, float]:
-    """Scores after the best similarity (``aligned``: the tree is in the frame of the truth already)."""
+def scores(tree, cameras, case, *, aligned: bool, images: bool = True) -> dict[str, float]:
+    """Scores after the best similarity (``aligned``: the tree is in the frame of the truth already), without those of
+    projections where not ``images``."""
     from licag3d.metrics.alignment import Similarity, best_similarity, best_translation
     from licag3d.metrics.cameras import reprojection_mm
     from licag3d.metrics.centerline import centerline_metrics, harmonic, nearest_distances, tree_points
@@ -229,10 +264,16 @@ def scores(tree, cameras, case, *, aligned: bool) -> dict[str, float]:
     near = forward[forward <= 1.0]
     values["distance_within_1mm_mm"] = float(near.mean()) if len(near) else math.nan
     values |= diameter_metrics(moved_tree, case.tree)
-    lesions = [lesion.__dict__ for lesion in case.lesions]
-    for lesion in lesions:
-        one = lesion_metrics(moved, case.tree, [lesion])
-        values.setdefault("mld", []).append([one["mld_bias_mm"], one["stenosis_bias_percent"]])
+    for lesion in case.lesions:
+        one = lesion_metrics(moved, case.tree, [lesion.__dict__])
+        if math.isnan(one["lesion_recall_2mm"]):
+            continue  # a dilatation or an occlusion
+        about = [lesion.percent_diameter, _deviation(moved_tree, case.tree, lesion)]
+        values.setdefault("mld", []).append([one["mld_bias_mm"], one["stenosis_bias_percent"], *about])
+    for percent in REPORTED:
+        values[f"reported_{percent}"] = list(reported(moved_tree, case, percent))
+    if not images:
+        return {key: _plain(value) for key, value in values.items()}
     held_out = [view.true_camera for view in case.held_out]
     for name, seen_by, shown, points in (
         ("heldout", [(camera, camera) for camera in held_out], moved_tree, moved),
@@ -249,26 +290,74 @@ def scores(tree, cameras, case, *, aligned: bool) -> dict[str, float]:
     return {key: _plain(value) for key, value in values.items()}
 
 
+def reported(tree, case, percent: float) -> tuple[int, int, int]:
+    """Of the true stenoses of at least ``percent`` those that :func:`find_stenoses` reports as such (within 2 mm of
+    their stretch), their number, and the reported ones that lie at no lesion within 20 points of that."""
+    from licag3d.vessels.stenosis import find_stenoses
+
+    told = [lesion.position_lps_mm for lesion in find_stenoses(tree, min_percent=percent)]
+    narrow = [x for x in case.lesions if x.kind in ("stenosis", "diffuse")]
+    true = [x for x in narrow if x.kind == "stenosis" and x.percent_diameter >= percent]
+    found = sum(any(_lies_in(case.tree, x, place) for place in told) for x in true)
+    near = [x for x in narrow if x.percent_diameter >= percent - 20]
+    return found, len(true), sum(not any(_lies_in(case.tree, x, place) for x in near) for place in told)
+
+
+def _lies_in(truth, lesion, place_lps_mm, margin_mm: float = 2.0) -> bool:
+    """Whether a place lies within 2 mm of the branch of a lesion, along its stretch or 2 mm around."""
+    from licag3d.vessels.tree import arc_length_mm
+
+    branch = next(b for b in truth.branches if b.id == lesion.branch_id)
+    away = np.linalg.norm(branch.points_lps_mm - np.asarray(place_lps_mm), axis=1)
+    at = arc_length_mm(branch.points_lps_mm)[away.argmin()] - lesion.start_mm
+    return bool(away.min() < 2.0 and -margin_mm <= at <= lesion.length_mm + margin_mm)
+
+
+def _deviation(tree, truth, lesion) -> float:
+    """Standard deviation that the tree states for its least diameter within a lesion, mm; NaN where none."""
+    rows = [(r, s) for b in tree.branches if b.radius_sigma_mm is not None
+            for p, r, s in zip(b.points_lps_mm, b.radius_mm, b.radius_sigma_mm, strict=True)
+            if _lies_in(truth, lesion, p, 0.0)]  # fmt: skip
+    return 2 * float(min(rows)[1]) if rows else math.nan
+
+
 def summary(cases: dict) -> dict:
     """Mean over cases and 95 % bootstrap interval (fixed seed) of every score, by start and track; lesions pooled."""
     result: dict[str, dict] = {}
     for group in sorted({name for case in cases.values() for name in case}):
-        for when in ("before", "after"):
+        for when in TIMES:
             rows = [case[group][when] for case in cases.values() if group in case]
             found = {}
             for key in rows[0]:
-                if key != "mld":
+                if key != "mld" and not key.startswith("reported"):
                     found[key] = interval([row.get(key) for row in rows])
             pairs = [pair for row in rows for pair in row.get("mld", [])]
-            for k, name in enumerate(("mld", "stenosis")):
-                errors = [pair[k] for pair in pairs if pair[k] is not None]
-                unit = ("mm", "percent")[k]
-                found[f"{name}_bias_{unit}"] = interval(errors)
-                found[f"{name}_sd_{unit}"] = float(np.std(errors)) if errors else None
-                found[f"{name}_error_{unit}"] = interval([abs(x) for x in errors])
-            found["lesions"] = len(pairs)
+            found |= lesion_summary(pairs)
+            found |= {f"severe_{key}": x for key, x in lesion_summary([p for p in pairs if p[2] >= 70]).items()}
+            for percent in REPORTED:
+                counts = np.array([row[f"reported_{percent}"] for row in rows])
+                total = counts.sum(0).tolist()
+                false = total[2] / len(rows)
+                found[f"reported_{percent}"] = {"found": total[0], "true": total[1], "false_per_case": false}
             result.setdefault(group, {})[when] = found
     return result
+
+
+def lesion_summary(pairs: list) -> dict:
+    """Errors of the minimal diameter and of the percent over lesions, and how often the stated deviation holds."""
+    found: dict = {"lesions": len(pairs)}
+    for k, name in enumerate(("mld", "stenosis")):
+        errors = [pair[k] for pair in pairs if pair[k] is not None]
+        unit = ("mm", "percent")[k]
+        found[f"{name}_bias_{unit}"] = interval(errors)
+        found[f"{name}_sd_{unit}"] = float(np.std(errors)) if errors else None
+        found[f"{name}_error_{unit}"] = interval([abs(x) for x in errors])
+        found[f"{name}_median_error_{unit}"] = float(np.median(np.abs(errors))) if errors else None
+    stated = np.array([(abs(p[0]), p[3]) for p in pairs if p[0] is not None and p[3] is not None]).reshape(-1, 2)
+    for times in (1, 2):
+        share = float((stated[:, 0] <= times * stated[:, 1]).mean()) if len(stated) else None
+        found[f"mld_within_{times}_deviations"] = share
+    return found
 
 
 def interval(values: list) -> dict:
@@ -284,16 +373,21 @@ def interval(values: list) -> dict:
 def show(found: dict) -> None:
     """One line per score that matters."""
     keys = ("centerline_f1_1mm", "centerline_f1_0.5mm", "distance_within_1mm_mm", "diameter_bias_mm", "diameter_sd_mm",
-            "mld_bias_mm", "mld_error_mm", "stenosis_error_percent", "input_ssim", "input_ssim_vessel", "heldout_ssim",
+            "mld_bias_mm", "mld_error_mm", "stenosis_error_percent", "severe_mld_bias_mm", "severe_mld_error_mm",
+            "severe_stenosis_error_percent", "input_ssim", "input_ssim_vessel", "heldout_ssim",
             "heldout_ssim_vessel", "heldout_reprojection_mm")  # fmt: skip
     for group, both in found.items():
-        print(f"\n{group} ({both['after']['lesions']} lesions)\n{'':26}{'before':>26}{'after':>26}")
+        print(f"\n{group} ({both['after']['lesions']} lesions)\n{'':30}" + "".join(f"{when:>26}" for when in TIMES))
         for key in keys:
-            print(f"{key:26}" + "".join(_cell(both[when][key]) for when in ("before", "after")))
+            print(f"{key:30}" + "".join(_cell(both[when].get(key)) for when in TIMES))
+        for percent in REPORTED:
+            rows = [both[when][f"reported_{percent}"] for when in TIMES]
+            cells = [f"{x['found']} of {x['true']}, false {x['false_per_case']:.2f}" for x in rows]
+            print(f"{f'reported from {percent} %':30}" + "".join(f"{cell:>26}" for cell in cells))
 
 
-def _cell(value: dict) -> str:
-    if value["mean"] is None:
+def _cell(value: dict | None) -> str:
+    if value is None or value["mean"] is None:
         return f"{'-':>26}"
     return f"{value['mean']:10.3f} [{value['low_95']:.3f}, {value['high_95']:.3f}]".rjust(26)
 

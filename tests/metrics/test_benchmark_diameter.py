@@ -42,17 +42,60 @@ def test_the_perturbed_start_is_off_by_what_it_says(tool):
 
 def test_the_summary_leaves_out_what_is_not_known_and_pools_lesions(tool):
     def scored(value, lesions):
-        return {"found, images": {when: {"diameter_sd_mm": value, "mld": lesions} for when in ("before", "after")}}
+        told = {"reported_50": [1, 2, 1], "reported_70": [0, 1, 0]}
+        return {"found, images": {when: {"diameter_sd_mm": value, "mld": lesions} | told for when in tool.TIMES}}
 
-    cases = {"a": scored(0.2, [[0.1, -4.0], [None, None]]), "b": scored(None, [[-0.3, 2.0]]), "c": scored(0.4, [])}
+    cases = {
+        "a": scored(0.2, [[0.1, -4.0, 75.0, 0.06], [None, None, 80.0, None]]),
+        "b": scored(None, [[-0.3, 2.0, 40.0, 0.4]]),
+        "c": scored(0.4, []),
+    }
     found = tool.summary(cases)["found, images"]["after"]
     assert found["diameter_sd_mm"]["n"] == 2 and found["diameter_sd_mm"]["mean"] == pytest.approx(0.3)
     assert found["lesions"] == 3
     assert found["mld_bias_mm"]["mean"] == pytest.approx(-0.1)
     assert found["mld_error_mm"]["mean"] == pytest.approx(0.2)
     assert found["mld_sd_mm"] == pytest.approx(0.2)
+    assert found["mld_within_1_deviations"] == 0.5 and found["mld_within_2_deviations"] == 1.0
+    assert found["severe_lesions"] == 2 and found["severe_mld_bias_mm"]["mean"] == pytest.approx(0.1)
+    assert found["reported_50"] == {"found": 3, "true": 6, "false_per_case": 1.0}
     json.dumps(found, allow_nan=False)
     assert tool._plain({"x": 1}) and tool._plain([1.0, math.nan]) == [1.0, None]
+
+
+def test_reported_stenoses_are_told_from_missed_and_false_ones(tool):
+    from types import SimpleNamespace
+
+    from licag3d.phantom.disease import Lesion
+    from licag3d.structures import Branch
+
+    arc = np.linspace(0, 80, 321)
+    line = np.stack([0 * arc, 0 * arc, arc], 1)
+
+    def tree(*narrowings) -> VesselTree:
+        radius = np.full(321, 1.5)
+        for at, percent in narrowings:
+            radius = radius * (1 - percent / 100 * np.exp(-0.5 * ((arc - at) / 2.0) ** 2))
+        return VesselTree((Branch(0, None, line, radius, "RCA", radius_sigma_mm=0.1 * radius),))
+
+    true = tree((20, 75), (50, 60))
+    lesions = tuple(
+        Lesion("RCA", 0, "stenosis", at - 4.0, 8.0, at, percent, 3 * (1 - percent / 100), 3.0)
+        for at, percent in ((20.0, 75.0), (50.0, 60.0))
+    )
+    case = SimpleNamespace(tree=true, lesions=lesions)
+    assert tool.reported(true, case, 50) == (2, 2, 0)
+    # The second is missed, one more stands where nothing is.
+    told = tree((20.5, 72), (68, 65))
+    assert tool.reported(told, case, 50) == (1, 2, 1)
+    assert tool.reported(told, case, 70) == (1, 1, 0)
+    assert tool._deviation(told, true, lesions[0]) == pytest.approx(0.2 * told.branches[0].radius_mm[82], abs=0.01)
+
+
+def test_severe_disease_has_two_tight_stenoses_and_other_seeds_of_the_split(tool):
+    tree, lesions = tool.severe_disease(54100, "rca", range(50000, 60000))
+    assert sum(x.kind == "stenosis" and x.percent_diameter >= 70 for x in lesions) >= 2
+    assert tree.branches
 
 
 def test_settings_out_of_range_are_refused(tool, tmp_path):
