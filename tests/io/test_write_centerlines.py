@@ -152,6 +152,11 @@ def test_expected_errors_are_kept_and_old_files_still_read(tmp_path):
     plain = centerlines_dict(tree)
     assert all("error_mm" not in branch for branch in plain["branches"])
     content = centerlines_dict(known)
+    spread = VesselTree(tuple(replace(b, radius_sigma_mm=0.1 * b.radius_mm) for b in tree.branches))
+    write_centerlines_json(tmp_path / "s.json", spread)
+    back = read_centerlines_json(tmp_path / "s.json").branches[1]
+    np.testing.assert_allclose(back.radius_sigma_mm, 0.1 * back.radius_mm, atol=1e-4)
+    assert back.error_mm is None
     content["branches"][0]["error_mm"][0] = -1.0
     (tmp_path / "bad.json").write_text(json.dumps(content))
     with pytest.raises(InputError, match="error_mm"):
@@ -167,6 +172,9 @@ def test_errors_follow_resampling_and_scale():
     tree = VesselTree(tuple(replace(b, error_mm=np.full(len(b.radius_mm), 2.0)) for b in coronary().branches))
     moved = flatten_tree(transform_tree(resample_tree(tree, 0.7), scale=1.5))
     np.testing.assert_allclose(moved.error_mm, 3.0)
+    spread = VesselTree(tuple(replace(b, radius_sigma_mm=np.full(len(b.radius_mm), 0.1)) for b in tree.branches))
+    scaled = transform_tree(resample_tree(spread, 0.7), scale=1.5).branches[0]
+    np.testing.assert_allclose(scaled.radius_sigma_mm, np.full(len(scaled.radius_mm), 0.15))
     assert validate_tree(tree) == []
     wrong = VesselTree((replace(tree.branches[0], error_mm=np.array([1.0])),))
     assert any("error" in fault for fault in validate_tree(wrong))

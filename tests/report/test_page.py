@@ -180,3 +180,29 @@ def test_pictures():
         small = thumbnail(array)
         assert small.dtype == np.uint8 and small.shape[2] == 3 and max(small.shape) <= 400
         assert data_url(small).startswith("data:image/png;base64,")
+
+
+def test_stenoses_are_listed_with_their_deviations(tmp_path):
+    from dataclasses import replace
+
+    from licag3d.structures import VesselTree
+
+    made = reconstruction(size=96)
+    branches = list(made.tree.branches)
+    longest = max(range(len(branches)), key=lambda k: len(branches[k].radius_mm))
+    branch = branches[longest]
+    middle = len(branch.radius_mm) // 2
+    dip = 1 - 0.7 * np.exp(-0.5 * ((np.arange(len(branch.radius_mm)) - middle) / (0.05 * len(branch.radius_mm))) ** 2)
+    radius = branch.radius_mm * dip
+    branches[longest] = replace(branch, radius_mm=radius, radius_sigma_mm=0.08 + 0 * radius)
+    paths = write_result(tmp_path / "narrow", replace(made, tree=VesselTree(tuple(branches))))
+    lesions = json.loads(paths["result.json"].read_text("utf-8"))["stenoses"]
+    assert [lesion["branch"] for lesion in lesions] == [branch.id]
+    assert lesions[0]["percent_diameter"] == pytest.approx(70, abs=6)
+    assert lesions[0]["minimal_sigma_mm"] == pytest.approx(0.16)
+    shown = " ".join(Page(paths["report.html"].read_text("utf-8")).texts)
+    assert f"{lesions[0]['minimal_diameter_mm']:.2f} \N{PLUS-MINUS SIGN} 0.16" in shown
+
+
+def test_a_tree_without_stenoses_says_so(page):
+    assert "None of half the diameter or more was found." in " ".join(page.texts)

@@ -60,3 +60,14 @@ def test_reference_is_a_line_through_the_healthy_part():
     lesion = np.where((arc > 12) & (arc < 20), 0.4 * healthy, healthy)
     np.testing.assert_allclose(reference_diameter_mm(arc, lesion), healthy, atol=0.01)
     assert reference_diameter_mm([0.0, 1.0], [2.0, 4.0]).tolist() == [3.0, 3.0]
+
+
+def test_deviations_of_radii_become_those_of_minimal_diameter_and_percent():
+    tree = narrowed(80)
+    (lesion,) = find_stenoses(tree)
+    assert lesion.minimal_sigma_mm is None and lesion.percent_sigma is None
+    branch = tree.branches[0]
+    (lesion,) = find_stenoses(VesselTree((replace(branch, radius_sigma_mm=0.1 + 0 * branch.radius_mm),)))
+    assert lesion.minimal_sigma_mm == pytest.approx(0.2)
+    # 1 - minimal / reference: 0.2 mm of a reference of 3.1 mm, and a fifth of that from the reference itself.
+    assert lesion.percent_sigma == pytest.approx(100 * 0.2 / lesion.reference_diameter_mm * np.hypot(1, 0.2), rel=0.02)
