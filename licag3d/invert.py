@@ -139,7 +139,8 @@ def main(argv: list[str]) -> int:
         views, notes = read_views(given.views, **reading)
     # What was read as it should be stands under each view in the report; here only what a user must know.
     routine = {f"View {k} ({view.file}): {note}" for k, view in enumerate(views, 1) for note in view.notes}
-    assumptions = [note for note in notes if "assum" in note.lower() or "derived" in note]
+    files = [Path(str(name)).name.partition("#")[0] for name in (*given.views, *(given.masks or ()))]
+    assumptions = [note for note in notes if _is_assumption(note, files)]
     warnings = [note for note in notes if note not in routine and note not in assumptions]
     from licag3d.inversion.pipeline import reconstruct
     from licag3d.inversion.state import StageStore
@@ -169,6 +170,13 @@ def main(argv: list[str]) -> int:
     finished.clear()
     _summary(result, written)
     return 0
+
+
+def _is_assumption(note: str, files: list[str]) -> bool:
+    """Whether a note of the reader states an assumption; names of files do not count as words of it."""
+    for name in files:
+        note = note.replace(name, "")
+    return "assum" in note.lower() or "derived" in note
 
 
 def _shown(argv: list[str]) -> str:
