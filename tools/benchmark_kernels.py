@@ -3,14 +3,14 @@
 
     python tools/benchmark_kernels.py [--json out.json] [--threads N] [--isa avx2] [--rounds 9]
 
-Rivals run when they can be imported (`pip install itk-rtk diffdrr`, best in an environment of its own); otherwise the
-table says why not. All contestants get the same phantom (a ball), the same geometry (SID 1000 mm, SOD 750 mm, primary
-angle 30 degrees, a 140 mm cube) and the same number of threads; each first proves that its image of the ball is the
-right one, and says how far it is from the exact chords. Contestants take turns, round after round, so that a change of
-the machine's speed meets all of them; quoted are the median and the least time by the clock, and the least processor
-time of the whole process, which other programs on the machine disturb little. Times are of whole calls as a user makes
-them, from camera to image, with the volume in memory; for itk-rtk the update of a pipeline that is already set up.
-Besides the ball there is a coronary field, a thin bent tube, whose empty bricks licag3d skips.
+Rivals run when they can be imported (`pip install itk-rtk diffdrr nanodrr`, best in an environment of its own);
+otherwise the table says why not. All contestants get the same phantom (a ball), the same geometry (SID 1000 mm, SOD
+750 mm, primary angle 30 degrees, a 140 mm cube) and the same number of threads; each first proves that its image of
+the ball is the right one, and says how far it is from the exact chords. Contestants take turns, round after round, so
+that a change of the machine's speed meets all of them; quoted are the median and the least time by the clock, and the
+least processor time of the whole process, which other programs on the machine disturb little. Times are of whole calls
+as a user makes them, from camera to image, with the volume in memory; for itk-rtk the update of a pipeline that is
+already set up. Besides the ball there is a coronary field, a thin bent tube, whose empty bricks licag3d skips.
 """
 
 from __future__ import annotations
@@ -188,6 +188,12 @@ def _volume_contests(voxels: int, pixels: int, threads: int, options: argparse.N
         both[f"DiffDRR trilinear, {voxels} points"] = _diffdrr(ball, edge_mm, spacing_mm, pixels, voxels, image)
     except ImportError as error:
         reasons["DiffDRR"] = f"{error} (pip install diffdrr)"
+    # Its fused kernels need a GPU; on the CPU it samples with torch.
+    try:
+        both[f"nanodrr torch, {voxels} points"] = _nanodrr(ball, edge_mm, cameras, voxels, image)
+        forward[f"nanodrr torch, {voxels} points"] = _nanodrr(ball, edge_mm, cameras, voxels)
+    except ImportError as error:
+        reasons["nanodrr"] = f"{error} (pip install nanodrr)"
     try:
         # As many samples as voxels along an edge; its default of 500 too where the memory for that is modest.
         for points in (voxels, 500) if voxels <= 128 else (voxels,):
@@ -363,6 +369,44 @@ def _diffdrr(ball: np.ndarray, edge_mm: float, spacing_mm: float, pixels: int, p
         with torch.no_grad():
             return renderer(rotation, translation, parameterization="euler_angles", convention="ZXY", degrees=True,
                             n_points=points).numpy()
+
+    return call
+
+
+def _nanodrr(ball: np.ndarray, edge_mm: float, cameras, points: int, weights=None) -> Callable:
+    """The torch backend of nanodrr on the ball; with weights also its gradients by density and pose.
+
+    It is given the very rays of ``cameras`` and the pose as a matrix on top of them, so that no convention of angles
+    comes between.
+    """
+    import torch
+    from nanodrr.data import Subject
+    from nanodrr.drr import render
+
+    voxels, pixels = ball.shape[0], cameras.rows
+    density = torch.from_numpy(ball)[None, None]
+    to_world, to_grid = torch.eye(4), torch.eye(4)
+    to_world[:3, :3] *= edge_mm
+    to_world[:3, 3] = -(BOX_MM - edge_mm) / 2
+    to_grid[:3, :3] *= 2 / voxels
+    to_grid[:3, 3] = 1 / voxels - 1
+    subject = Subject(density, torch.zeros_like(density), to_world, torch.linalg.inv(to_world), to_grid, torch.zeros(3),
+                      max_label=0, convert_to_mu=False)
+    origin, way = (x.float().reshape(1, -1, 3) for x in cameras.rays())
+    rays = {"src": origin[:, :1], "tgt": origin + way}
+    unused = torch.eye(3)[None], torch.tensor([SID_MM])
+
+    def call() -> np.ndarray:
+        pose = torch.eye(4)[None]
+        if weights is None:
+            with torch.no_grad():
+                out = render(subject, unused[0], pose, unused[1], pixels, pixels, points, backend="torch", **rays)
+            return out.numpy()
+        subject._image_hu = density.clone().requires_grad_()
+        out = render(subject, unused[0], pose.requires_grad_(), unused[1], pixels, pixels, points, backend="torch",
+                     **rays)
+        out.backward(weights.reshape(out.shape))
+        return out.detach().numpy()
 
     return call
 

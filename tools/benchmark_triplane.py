@@ -9,9 +9,11 @@ computes everything and multiplies by it); a bake of grid^3 points, dense and co
 points, a batch of 4 with 32768 points each and planes that lie in channels_last memory.
 
 Each side runs in a process of its own and the processes take turns, so that both meet the same load; times are the best
-of all repeats. Peak memory is what a process grew by during forward and backward, in another process of its own at
-512 x 512 rays x 256 samples (native only: the twin would need some 90 GiB); on CUDA it is what the device holds
-afterwards. --scaling adds native times over channels, hidden, samples, rays, sparsity and threads.
+of all repeats. Gradients are dropped before each step, as optimisers do. "dense_bfloat16" is native with
+precision="bfloat16", its ratio that to the twin in float32. Peak memory is what a process grew by during forward and
+backward, each setting in a process of its own, so that nothing an earlier one left behind is used again, at 512 x 512
+rays x 256 samples (native only: the twin would need some 90 GiB); on CUDA it is what the device holds afterwards.
+--scaling adds native times over channels, hidden, samples, rays, sparsity and threads.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from pathlib import Path
 BOX = {"box_center_mm": (0.0, 0.0, 0.0), "box_size_mm": 140.0}
 BATCH, POINTS = 4, 32768
 SETTING = ("device", "channels", "hidden", "resolution", "pixels", "samples", "grid", "cells")
+MEMORY = ("memory_dense", "memory_coronary")
 SCALING = {
     "channels": (16, 32, 64),
     "hidden": (32, 64, 128),
@@ -56,10 +59,10 @@ def main() -> int:
     parser.add_argument("--isa", default="", help="plain, avx2 or avx512; default the best one here")
     parser.add_argument("--scaling", action="store_true", help="also how native times grow")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
-    parser.add_argument("--side", choices=("native", "twin", "memory", "scaling"), help=argparse.SUPPRESS)
+    parser.add_argument("--side", choices=("native", "twin", *MEMORY, "scaling"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
-        measure = {"memory": measure_memory, "scaling": measure_scaling}.get(options.side, measure_times)
+        measure = {**dict.fromkeys(MEMORY, measure_memory), "scaling": measure_scaling}.get(options.side, measure_times)
         print(json.dumps(measure(options)))
         return 0
     sides: dict[str, dict] = {"native": {}, "twin": {}}
@@ -74,14 +77,17 @@ def main() -> int:
         "occupied_share": sides["native"].pop("occupied_share"),
         **sides,
     }
-    result["ratio"] = {name: round(sides["twin"][name] / value, 2) for name, value in sides["native"].items()}
-    result["peak_mib_512x512x256"] = _run_side("memory")
+    twin = {name: sides["twin"][name.replace("_bfloat16", "")] for name in sides["native"]}
+    result["ratio"] = {name: round(twin[name] / value, 2) for name, value in sides["native"].items()}
+    result["peak_mib_512x512x256"] = {}
+    for side in MEMORY:
+        result["peak_mib_512x512x256"].update(_run_side(side))
     if options.scaling:
         result["scaling_native_s"] = _run_side("scaling")
     print(result["machine"])
     print(f"{'':34}{'native':>10}{'twin':>10}{'ratio':>8}")
     for name, value in sides["native"].items():
-        print(f"{name:34}{value:10.4g}{sides['twin'][name]:10.4g}{result['ratio'][name]:8.1f}")
+        print(f"{name:34}{value:10.4g}{twin[name]:10.4g}{result['ratio'][name]:8.1f}")
     print("peak MiB:", result["peak_mib_512x512x256"])
     if options.json:
         temporary = options.json.with_suffix(".tmp")
@@ -119,8 +125,11 @@ class Problem:
         self.decoder = decoder.requires_grad_()
         self.samples = options.samples
 
-    def step(self, render, occupancy=None):
-        image = render(self.planes, self.decoder, self.cameras, samples=self.samples, occupancy=occupancy, **BOX)
+    def step(self, render, occupancy=None, **more):
+        for leaf in (self.planes, self.cameras.offset_lps_mm, *self.decoder.tensors().values()):
+            leaf.grad = None
+        more = {**BOX, **more, "samples": self.samples, "occupancy": occupancy}
+        image = render(self.planes, self.decoder, self.cameras, **more)
         return image, lambda: image.sum().backward()
 
 
@@ -151,6 +160,8 @@ def measure_times(options: argparse.Namespace) -> dict[str, float | str]:
                 figures[key] = min(figures.get(key, seconds), seconds)
 
     best("dense", lambda: problem.step(render))
+    if options.side == "native":
+        best("dense_bfloat16", lambda: problem.step(render, precision="bfloat16"))
     best("coronary", lambda: problem.step(render, coronary))
     ticks = (torch.arange(options.grid, device=options.device) + 0.5) / options.grid * 140 - 70
     grid = torch.stack(torch.meshgrid(ticks, ticks, ticks, indexing="ij"), -1).flip(-1)
@@ -192,16 +203,14 @@ def measure_memory(options: argparse.Namespace) -> dict[str, float]:
     options.pixels = 32
     Problem(options).step(render)[1]()  # libraries, threads
     options.pixels, options.samples = 512, 256
-    coronary = coronary_cells(options.cells).to(options.device)
-    found = {}
-    for name, cells in (("coronary", coronary), ("dense", None)):
-        problem = Problem(options)
-        before = _peak_mib(options, reset=True)
-        problem.step(render, cells)[1]()
-        _wait(options)
-        found[name] = round(_peak_mib(options) - before, 1)
-    found["of_this_the_gradient_of_the_planes"] = round(problem.planes.grad.numel() * 4 / 2**20, 1)
-    return found
+    name = options.side.removeprefix("memory_")
+    cells = coronary_cells(options.cells).to(options.device) if name == "coronary" else None
+    problem = Problem(options)
+    before = _peak_mib(options, reset=True)
+    problem.step(render, cells)[1]()
+    _wait(options)
+    found = {name: round(_peak_mib(options) - before, 1)}
+    return {**found, "of_this_the_gradient_of_the_planes": round(problem.planes.grad.numel() * 4 / 2**20, 1)}
 
 
 def measure_scaling(options: argparse.Namespace) -> dict[str, dict[str, float]]:
