@@ -13,6 +13,7 @@ from licag3d.geometry import Camera
 from licag3d.inversion import pictures
 from licag3d.inversion.assembly import Assembly, assemble_tree
 from licag3d.inversion.chains import Chains
+from licag3d.inversion.lifting import lifted_curves
 from licag3d.inversion.prior_fit import PriorFit
 from licag3d.inversion.prior_stage import DOUBTFUL_PRIOR
 from licag3d.inversion.settings import InversionSettings
@@ -188,7 +189,12 @@ def _complete(views, evidence, chains, found, settings, match, progress):
         progress=lambda share, text: progress("prior", share, text),
     )
     sights = sights_of(staged.cameras, views, evidence)
-    assembly = assemble_tree(list(staged.curves), settings.assembly, sights)
+    curves, joining = list(staged.curves), settings.assembly
+    if len(views) == 1 and staged.fit.overall >= settings.prior_stage.completion.doubt:
+        curves += lifted_curves(chains[0], staged.cameras[0], curves)
+        # In one view anything that is dark all the way looks like a bridge.
+        joining = replace(joining, join=replace(joining.join, longest_mm=joining.bridge_mm))
+    assembly = assemble_tree(curves, joining, sights)
     tree = name_branches(assembly.tree, staged.fit)
     explained = " and ".join(f"{100 * value:.0f}" for value in staged.fit.explained)
     artery = {"rca": "Right", "lca": "Left"}[staged.fit.artery]
