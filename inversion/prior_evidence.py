@@ -17,12 +17,14 @@ from licag3d.structures import VesselEvidence, View
 
 @dataclass(frozen=True)
 class Curve:
-    """Points with directions that are compared with segments: ``(N, D)`` each, ``log_radius``, ``weight`` ``(N,)``."""
+    """Points with directions that are compared with segments: ``(N, D)`` each, ``log_radius``, ``weight`` ``(N,)``;
+    ``unlike`` ``(N, slots)`` 0..1, where something is known about which branches they are not."""
 
     points: torch.Tensor
     direction: torch.Tensor
     log_radius: torch.Tensor
     weight: torch.Tensor
+    unlike: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -59,13 +61,14 @@ def weak_lines(evidence: VesselEvidence, view: View, low: float = 0.12, high: fl
 @dataclass(frozen=True)
 class Evidence:
     """What a fit is compared with: per view centrelines in the image (mm at the isocentre) and the camera, and
-    matched points in space."""
+    matched points in space. ``artery``: whose branches ``Curve.unlike`` speaks of."""
 
     views: tuple[Curve, ...]
     cameras: tuple[MovingCamera, ...]
     sizes_mm: tuple[tuple[float, float], ...]
     matched: Curve
     middle_mm: np.ndarray
+    artery: str | None = None
 
 
 def gather(

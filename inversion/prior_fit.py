@@ -24,7 +24,9 @@ import torch
 
 from licag3d.geometry import Camera
 from licag3d.inversion.chains import Chains
+from licag3d.inversion.encoder_start import encoder_start
 from licag3d.inversion.prior_evidence import Curve, Evidence, WeakLines, gather
+from licag3d.inversion.prior_names import named_evidence
 from licag3d.inversion.prior_tree import (
     Codes,
     Segments,
@@ -58,6 +60,8 @@ class PriorSettings:
             detector. view_turn_sigma_deg: the same of an angle. move_cameras: let all views but the first move.
         calibre: weight per mm of the squared log ratio of calibres.
         encoder: start from the code of the tree encoder as well.
+        named_mm: one more start keeps to the encoder's names: what a branch of quite another name adds to a distance,
+            as long as the scale s is larger than named_until_mm. 0: no such start.
     """
 
     steps: int = 220
@@ -83,6 +87,8 @@ class PriorSettings:
     calibre_mm: float = 1.5
     calibre: float = 0.1
     encoder: bool = False
+    named_mm: float = 6.0
+    named_until_mm: float = 2.0
     view_shift_sigma_mm: tuple[float, float] = (0.5, 3.0)
     view_turn_sigma_deg: float = 0.5
     move_cameras: bool = True
@@ -120,6 +126,8 @@ class PriorFit:
     cameras: tuple[Camera, ...]
 
 
+#: Kinds of starts: from the average tree, the same kept to the encoder's names for a while, from the encoder's code.
+_PLAIN, _NAMED, _ENCODED = "plain", "named", "encoded"
 #: A centreline this near to the projected tree is explained by it, mm at the isocentre.
 NEAR_MM = 2.0
 
@@ -135,7 +143,7 @@ def fit_prior(
     start=None,
     labels: torch.Tensor | None = None,
     lines: Sequence[WeakLines] | None = None,
-    encoded: Codes | None = None,
+    encoding=None,
     progress: Callable[[float, str], None] | None = None,
 ) -> PriorFit:
     """Fit the generator's tree to matched points and the centrelines of all views.
@@ -145,21 +153,29 @@ def fit_prior(
         start: an earlier :class:`PriorFit` to go on from (its artery is kept).
         labels: ``(B, labels)`` to try; default right and left, co-dominant or not.
         lines: per view, of :func:`weak_lines`: faint vessels are worth their probability.
-        encoded: one more start, of :func:`licag3d.inversion.encoder_start.encoder_start`.
+        encoding: of :func:`licag3d.models.encode_views.encode_views`, for one more start that keeps to its names, and
+            one from its code (``settings.encoder``). The cost of the end, which knows no names, tells which is best.
     """
     settings = settings or PriorSettings()
     evidence = gather(cameras, chains, points_mm, confidence, settings.spacing_mm, lines)
+    encoded = None
+    if encoding is not None and start is None:
+        evidence = named_evidence(evidence, cameras, encoding) if settings.named_mm > 0 else evidence
+        encoded = encoder_start(encoding, generator, len(cameras)) if settings.encoder else None
     writers = {artery: TreeWriter(generator, artery) for artery in ARTERIES}
     if start is not None:
-        groups = {start.artery: start.codes.take([0])}
+        groups, kinds = {start.artery: start.codes.take([0])}, {start.artery: [_PLAIN]}
     else:
         labels = _labels(generator) if labels is None else labels
-        groups = {}
+        groups, kinds = {}, {}
         for artery in dict.fromkeys(artery_of(row) for row in labels):
             rows = labels[[artery_of(row) == artery for row in labels]]
             codes = Codes.start(generator, rows, np.zeros(3), len(cameras))
-            if encoded is not None and artery_of(encoded.label[0]) == artery:
-                codes = codes.and_also(encoded)
+            kinds[artery] = [_PLAIN] * len(rows)
+            if evidence.artery == artery:
+                codes, kinds[artery] = codes.and_also(codes), kinds[artery] + [_NAMED] * len(rows)
+            if encoded is not None and encoding.artery == artery:
+                codes, kinds[artery] = codes.and_also(encoded), [*kinds[artery], _ENCODED]
             with torch.no_grad():
                 pieces = writers[artery].segments(codes, softness=4.0)
                 weight = (pieces.length_mm * pieces.gate)[..., None]
@@ -172,25 +188,27 @@ def fit_prior(
     if trial:
         for artery, codes in groups.items():
             groups[artery], costs[artery] = _descend(
-                writers[artery], codes, home[artery], evidence, settings, 0, trial, progress
+                writers[artery], codes, home[artery], evidence, settings, 0, trial, kinds[artery], progress
             )
-        best = min(costs, key=lambda name: float(costs[name].min()))
-        row = int(costs[best].argmin())
-        others = [float(value.min()) for name, value in costs.items() if name != best]
-        margin = (min(others) / float(costs[best].min()) - 1) if others else 1.0
-        rows = [row]
-        if encoded is not None and artery_of(encoded.label[0]) == best and row != len(costs[best]) - 1:
-            rows.append(len(costs[best]) - 1)  # the encoder's start goes on beside the best: the end tells
-        codes, home_best = groups[best].take(rows), home[best][rows]
+        # The artery is told without the encoder, which is no witness of its own.
+        plain = {name: float(value[[kind == _PLAIN for kind in kinds[name]]].min()) for name, value in costs.items()}
+        best = min(plain, key=plain.get)
+        others = [value for name, value in plain.items() if name != best]
+        margin = (min(others) / plain[best] - 1) if others else 1.0
+        # The best of every kind goes on: the end tells.
+        rows = [min((k for k, kind in enumerate(kinds[best]) if kind == one), key=lambda k: float(costs[best][k]))
+                for one in dict.fromkeys(kinds[best])]  # fmt: skip
+        codes, home_best, kind = groups[best].take(rows), home[best][rows], [kinds[best][k] for k in rows]
     else:
         (best, codes), margin = next(iter(groups.items())), start.margin
-        home_best = home[best]
+        home_best, kind = home[best], kinds[best]
         trial = int(settings.steps * 0.5)
     if settings.starts > 1 and start is None:
         rest, home_rest = codes.take(range(1, len(codes.z))), home_best[1:]
         codes = _several(codes.take([0]), settings).and_also(rest)
         home_best = torch.cat([home_best[:1].expand(settings.starts, -1), home_rest])
-    codes, cost = _descend(writers[best], codes, home_best, evidence, settings, trial, settings.steps, progress)
+        kind = [_PLAIN] * settings.starts + kind[1:]
+    codes, cost = _descend(writers[best], codes, home_best, evidence, settings, trial, settings.steps, kind, progress)
     row = int(cost.argmin())
     return _result(generator, codes.take([row]), best, evidence, margin, float(cost[row]))
 
@@ -201,8 +219,9 @@ def _labels(generator: Generator) -> torch.Tensor:
     return labels_of(["rca", "rca", "lca", "lca"], [False, True, False, True], len(generator.config.labels))
 
 
-def _descend(writer: TreeWriter, codes: Codes, home, evidence, settings, first: int, last: int, progress):
+def _descend(writer: TreeWriter, codes: Codes, home, evidence, settings, first: int, last: int, kinds, progress):
     """Adam from step ``first`` to ``last`` of the schedule; codes, and the cost ``(B,)`` at the end."""
+    named = torch.tensor([kind == _NAMED and evidence.artery == writer.artery for kind in kinds]).float()
     names = ("z", "delta", "center_mm", "turn", "log_scale", "view_shift_mm", "view_turn_deg")
     values = {name: getattr(codes, name).clone().requires_grad_() for name in names}
     rates = {"z": settings.rate, "delta": 0.3 * settings.rate, "center_mm": settings.place_rate_mm,
@@ -220,7 +239,7 @@ def _descend(writer: TreeWriter, codes: Codes, home, evidence, settings, first: 
         now = Codes(codes.label, **values)
         pieces = writer.segments(now, softness=softness)
         if nearest is None or (step - first) % settings.renew == 0:
-            nearest = _nearest(pieces, now, evidence, settings, sigma)
+            nearest = _nearest(pieces, now, evidence, settings, sigma, named)
         cost = _cost(pieces, now, nearest, evidence, settings, sigma) + _prior_cost(now, home, settings)
         optimizer.zero_grad(set_to_none=True)
         cost.sum().backward()
@@ -234,7 +253,7 @@ def _descend(writer: TreeWriter, codes: Codes, home, evidence, settings, first: 
     sigma, softness = _schedule(settings, last)
     with torch.no_grad():
         pieces = writer.segments(found, softness=softness)
-        nearest = _nearest(pieces, found, evidence, settings, sigma)
+        nearest = _nearest(pieces, found, evidence, settings, sigma, named)
         return found, _cost(pieces, found, nearest, evidence, settings, sigma) + _prior_cost(found, home, settings)
 
 
@@ -277,8 +296,9 @@ def _sides(pieces: Segments, codes: Codes, evidence: Evidence):
 
 
 @torch.no_grad()
-def _nearest(pieces: Segments, codes: Codes, evidence: Evidence, settings: PriorSettings, sigma: float):
-    """For space and every view: the segment ``(B, N)`` of each point, and the point ``(B, M)`` of each segment."""
+def _nearest(pieces: Segments, codes: Codes, evidence: Evidence, settings: PriorSettings, sigma: float, named):
+    """For space and every view: the segment ``(B, N)`` of each point, and the point ``(B, M)`` of each segment.
+    ``named`` ``(B,)`` 1: this start keeps to the encoder's names."""
     out = []
     log_radius = pieces.radius_mm.clamp_min(0.05).log()
     # An absent branch is as far as one that lies two sigmas away.
@@ -288,6 +308,8 @@ def _nearest(pieces: Segments, codes: Codes, evidence: Evidence, settings: Prior
             out.append((torch.zeros(len(start), 0, dtype=torch.long), None))
             continue
         distance = _compare(curve, start, end, log_radius, settings)
+        if curve.unlike is not None and sigma > settings.named_until_mm and named.any():
+            distance += settings.named_mm**2 * named[:, None, None] * curve.unlike[:, pieces.branch]
         drawn = distance.argmin(1) if curve is not evidence.matched else None
         out.append(((distance + absent[:, None]).argmin(2), drawn))
     return out

@@ -63,7 +63,7 @@ def prior_stage(
     match: Callable[[tuple[Camera, ...], tuple], Correspondence] | None = None,
     start=None,
     labels=None,
-    encoded=None,
+    encoding=None,
     lines: Sequence[WeakLines] | None = None,
     progress: Callable[[float, str], None] | None = None,
 ) -> PriorStage:
@@ -74,7 +74,7 @@ def prior_stage(
         generator: of :func:`licag3d.models.generator.load_generator`, with a structure stage.
         match: called with cameras and place costs, matches again without fixing the gauge anew; None keeps ``found``.
         start: an earlier ``PriorFit`` to go on from.
-        encoded: one more start, of :func:`licag3d.inversion.encoder_start.encoder_start`.
+        encoding: of :func:`licag3d.models.encode_views.encode_views`, see :func:`fit_prior`.
         labels: ``(B, labels)`` of the arteries to try; default all.
         lines: per view, of :func:`licag3d.inversion.prior_evidence.weak_lines`: faint vessels guide the fit.
         progress: called with the share done (0..1) and a line of text.
@@ -90,7 +90,7 @@ def prior_stage(
         settings=replace(settings.fit, move_cameras=settings.fit.move_cameras and settings.move_cameras),
         start=start,
         labels=labels,
-        encoded=encoded,
+        encoding=encoding,
         lines=lines,
         progress=lambda share, text: tell(0.7 * share, text),
     )

@@ -139,7 +139,12 @@ def inversion_settings(
         search=SearchSettings(starts=starts, generations=generations),
         prior_stage=PriorStageSettings(
             fit=PriorSettings(
-                trial_steps=steps[0], steps=steps[1], starts=6 if quality == "best" else 1, encoder=quality == "best"
+                trial_steps=steps[0],
+                steps=steps[1],
+                starts=6 if quality == "best" else 1,
+                encoder=quality == "best",
+                # The encoder and one more start take a second that the fast quality has not got.
+                named_mm=0.0 if quality == "fast" else PriorSettings.named_mm,
             )
         ),
         field=FieldSettings(spacing_mm=spacing_mm, iterations=0 if "field" in skip else iterations),

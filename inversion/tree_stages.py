@@ -185,7 +185,7 @@ def _complete(views, evidence, chains, found, settings, match, progress):
         match=lambda cameras, costs: match(cameras, chains, held, place_costs=costs),
         lines=[weak_lines(e, v) for e, v in zip(evidence, views, strict=True)],
         labels=labels,
-        encoded=_encoded(evidence, found.cameras, generator, settings),
+        encoding=_encoding(evidence, found.cameras, settings),
         progress=lambda share, text: progress("prior", share, text),
     )
     sights = sights_of(staged.cameras, views, evidence)
@@ -205,18 +205,18 @@ def _complete(views, evidence, chains, found, settings, match, progress):
     return staged, tree, assembly, StageRecord("Prior of the tree", seconds, {}, shown, note)
 
 
-def _encoded(evidence, cameras, generator, settings: InversionSettings):
+def _encoding(evidence, cameras, settings: InversionSettings):
     from licag3d import weights
+    from licag3d.models.encoder import MOST_VIEWS, load_tree_encoder
 
+    fit = settings.prior_stage.fit
+    wanted = (fit.encoder or fit.named_mm > 0) and len(evidence) <= MOST_VIEWS
     # The encoder writes codes of the embedded generator; to another one they mean nothing.
-    if not settings.prior_stage.fit.encoder or settings.prior != "embedded" or not weights.available("tree_encoder"):
+    if not wanted or settings.prior != "embedded" or not weights.available("tree_encoder"):
         return None
-    from licag3d.inversion.encoder_start import encoder_start
     from licag3d.models.encode_views import encode_views
-    from licag3d.models.encoder import load_tree_encoder
 
-    encoder = load_tree_encoder(device=settings.device)
-    return encoder_start(encode_views(list(evidence), list(cameras), encoder=encoder), generator, len(cameras))
+    return encode_views(list(evidence), list(cameras), encoder=load_tree_encoder(device=settings.device))
 
 
 def _refine(views, evidence, tree, cameras, settings, progress):
