@@ -170,7 +170,7 @@ def measure(pool, method: str, maker: Callable, given) -> list[dict]:
             row["processor_s"] = time.process_time() - began
             if drawn is not None:
                 row["direct"] = scores(drawn, frame)
-                row["promised_dice"] = promised
+                row["promised_dice"] = promised if np.isfinite(promised) else None
                 if pair.moving:
                     row["direct_at_angiogram"] = scores(drawn, pair.angiogram)
             row["change_outside"] = change_outside(made, image, frame.mask | frame.faint)
@@ -293,16 +293,16 @@ def summary(result: dict) -> list[dict]:
 def interval(rows: list[dict], value: Callable[[dict], float]) -> dict[str, float | int]:
     """Mean and its 95 % interval: bootstrap over patients and, where there are several, over trainings as well.
 
-    A value that is not finite (nothing was drawn) is left out.
+    A value that is missing or not finite (nothing was drawn) is left out.
     """
     patients = sorted({row["seed"] for row in rows})
     turns = sorted({row.get("turn", 0) for row in rows})
     grid = np.full((len(turns), len(patients)), np.nan)
     for row in rows:
-        if np.isfinite(value(row)):
+        if value(row) is not None and np.isfinite(value(row)):
             grid[turns.index(row.get("turn", 0)), patients.index(row["seed"])] = value(row)
     if np.isnan(grid).all():
-        return {"n": 0, "trainings": len(turns), "mean": np.nan, "low_95": np.nan, "high_95": np.nan}
+        return {"n": 0, "trainings": len(turns), "mean": None, "low_95": None, "high_95": None}
     rng = np.random.default_rng(0)
     i = rng.integers(len(turns), size=(DRAWS, len(turns), 1))
     j = rng.integers(len(patients), size=(DRAWS, 1, len(patients)))

@@ -86,6 +86,8 @@ def table(rows: list[dict]) -> str:
 
     def cell(value) -> str:
         if isinstance(value, dict):
+            if value["mean"] is None:
+                return "-"
             return f"{value['mean']:.3f} ({value['low_95']:.3f} to {value['high_95']:.3f})"
         return f"{value:.3f}" if isinstance(value, float) else str(value)
 
@@ -349,7 +351,7 @@ def closure_case(seed: int, artery: str, given, networks: dict):
         try:
             made = reconstruct(read()[0], settings)
         except InputError as error:  # nothing drawn, or nothing that can be matched
-            return {"f1_1mm": 0.0, "distance_mm": float("nan"), "length_share": 0.0, "failed": str(error)[:80]}
+            return {"f1_1mm": 0.0, "distance_mm": None, "length_share": 0.0, "failed": str(error)[:80]}
         found = score(made.tree, Truth(case.tree, case.true_cameras, []), made.cameras)
         return {
             "f1_1mm": found["centerline_f1_1mm_after_similarity"],
