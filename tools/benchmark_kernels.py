@@ -28,9 +28,11 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 
-BOX_MM, SID_MM, SOD_MM, ANGLE_DEG = 140.0, 1000.0, 750.0, 30.0
+import benchmark_kernels_rivals as rivals  # noqa: E402
+from benchmark_kernels_rivals import ANGLE_DEG, BOX_MM, SID_MM, SOD_MM  # noqa: E402
+
 Contest = dict[str, Callable[[], np.ndarray | None]]
 
 
@@ -42,6 +44,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--sizes", default="128:256,256:512", help="voxels per edge : pixels per edge, comma-separated")
     parser.add_argument("--no-twins", action="store_true", help="leave out the plain-torch twins, which are slow")
+    parser.add_argument("--scaling", action="store_true", help="also how times fall with threads, 1 to twice the cores")
     options = parser.parse_args()
     import torch
 
@@ -62,13 +65,14 @@ def main() -> int:
         results.append(_run(title, contest, check, options.rounds))
     for title, contest, check in _tube_contest(options):
         results.append(_run(title, contest, check, options.rounds))
+    scaling = _thread_scaling(options.rounds) if options.scaling else {}
     for name, reason in reasons.items():
         print(f"{name}: not run: {reason}")
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         temporary = options.json.with_suffix(".tmp")
         report = {"what": "kernels", "machine": machine, "load": list(os.getloadavg()), "rounds": options.rounds,
-                  "not_run": reasons, "results": results}
+                  "not_run": reasons, "results": results, **({"threads": scaling} if scaling else {})}
         temporary.write_text(json.dumps(report, indent=2) + "\n")
         os.replace(temporary, options.json)
     return 0
@@ -171,9 +175,10 @@ def _volume_contests(voxels: int, pixels: int, threads: int, options: argparse.N
         forward["plain torch twin"] = lambda: reference.project_volume(volume, cameras, **grid).numpy()
         back["plain torch twin"] = lambda: reference.backproject(image, cameras, shape=volume.shape, **grid).numpy()
     try:
-        project_rtk, back_rtk = _rtk(ball, chord, edge_mm, spacing_mm, threads)
+        project_rtk, back_rtk = rivals.rtk(ball, chord, edge_mm, spacing_mm, threads)
         forward["itk-rtk Joseph"], back["itk-rtk Joseph"] = project_rtk, back_rtk
-        sparse["itk-rtk Joseph"] = _rtk(np.flip(tube.numpy().swapaxes(0, 1), 2), chord, edge_mm, spacing_mm, threads)[0]
+        turned = np.flip(tube.numpy().swapaxes(0, 1), 2)
+        sparse["itk-rtk Joseph"] = rivals.rtk(turned, chord, edge_mm, spacing_mm, threads)[0]
     except ImportError as error:
         reasons["itk-rtk"] = f"{error} (pip install itk-rtk)"
 
@@ -185,19 +190,19 @@ def _volume_contests(voxels: int, pixels: int, threads: int, options: argparse.N
 
     both: Contest = {"licag3d": with_gradients}
     try:
-        both[f"DiffDRR trilinear, {voxels} points"] = _diffdrr(ball, edge_mm, spacing_mm, pixels, voxels, image)
+        both[f"DiffDRR trilinear, {voxels} points"] = rivals.diffdrr(ball, edge_mm, spacing_mm, pixels, voxels, image)
     except ImportError as error:
         reasons["DiffDRR"] = f"{error} (pip install diffdrr)"
     # Its fused kernels need a GPU; on the CPU it samples with torch.
     try:
-        both[f"nanodrr torch, {voxels} points"] = _nanodrr(ball, edge_mm, cameras, voxels, image)
-        forward[f"nanodrr torch, {voxels} points"] = _nanodrr(ball, edge_mm, cameras, voxels)
+        both[f"nanodrr torch, {voxels} points"] = rivals.nanodrr(ball, edge_mm, cameras, voxels, image)
+        forward[f"nanodrr torch, {voxels} points"] = rivals.nanodrr(ball, edge_mm, cameras, voxels)
     except ImportError as error:
         reasons["nanodrr"] = f"{error} (pip install nanodrr)"
     try:
         # As many samples as voxels along an edge; its default of 500 too where the memory for that is modest.
         for points in (voxels, 500) if voxels <= 128 else (voxels,):
-            forward[f"DiffDRR trilinear, {points} points"] = _diffdrr(ball, edge_mm, spacing_mm, pixels, points)
+            forward[f"DiffDRR trilinear, {points} points"] = rivals.diffdrr(ball, edge_mm, spacing_mm, pixels, points)
     except ImportError as error:
         reasons["DiffDRR"] = f"{error} (pip install diffdrr)"
 
@@ -234,6 +239,51 @@ def _batch_contests(voxels: int, pixels: int):
                 "licag3d": lambda v=volume, c=cameras: project_volume(v, c, **grid).numpy(),
                 "licag3d, one call per view": lambda v=volume, s=singles: np.stack(
                     [project_volume(v, c, **grid)[0].numpy() for c in s])}, lambda name, out: None
+
+
+def _thread_scaling(rounds: int) -> dict[str, dict[str, float]]:
+    """Least milliseconds by the clock of licag3d's operators on 1, 2, 4, ... threads, all numbers in turn."""
+    import torch
+
+    from licag3d.geometry import Camera, Cameras
+    from licag3d.ops import TriplaneDecoder, backproject, project_volume, render_triplane
+
+    voxels, pixels = 128, 256
+    edge_mm, spacing_mm = BOX_MM / voxels, 1.33 * BOX_MM / pixels
+    grid = {"voxel_size_mm": edge_mm, "origin_mm": (-(BOX_MM - edge_mm) / 2,) * 3}
+    camera = {"sid_mm": SID_MM, "sod_mm": SOD_MM, "spacing_row_mm": spacing_mm, "spacing_col_mm": spacing_mm}
+    view = Cameras.stack([Camera(ANGLE_DEG, 0, **camera, rows=pixels, cols=pixels)])
+    small = Cameras.stack([Camera(ANGLE_DEG, 0, **camera, rows=96, cols=96)], dtype=torch.float32)
+    volume = torch.from_numpy(_ball(voxels, edge_mm))
+    image = project_volume(volume, view, **grid)
+    planes, decoder = torch.randn(3, 32, 128, 128).requires_grad_(), TriplaneDecoder.random(32, 64, mu_scale=0.02)
+
+    def render() -> None:
+        planes.grad = None
+        box = {"box_center_mm": (0, 0, 0), "box_size_mm": BOX_MM}
+        render_triplane(planes, decoder, small, **box, samples=96).sum().backward()
+
+    calls = {"project 128^3 -> 256^2": lambda: project_volume(volume, view, **grid),
+             "backproject 256^2 -> 128^3": lambda: backproject(image, view, shape=volume.shape, **grid),
+             "render_triplane 96^2 x 96 and gradient": render}
+    counts, before = [1], torch.get_num_threads()
+    while counts[-1] < 2 * (os.cpu_count() or 1):
+        counts.append(2 * counts[-1])
+    times: dict[str, dict[str, float]] = {name: {} for name in calls}
+    try:
+        for _ in range(rounds):
+            for count in counts:
+                torch.set_num_threads(count)
+                for name, call in calls.items():
+                    begin = time.perf_counter()
+                    call()
+                    spent = 1e3 * (time.perf_counter() - begin)
+                    times[name][str(count)] = round(min(spent, times[name].get(str(count), spent)), 3)
+    finally:
+        torch.set_num_threads(before)
+    for name, row in times.items():
+        print(f"{name}: " + ", ".join(f"{count} threads {least:.1f} ms" for count, least in row.items()))
+    return times
 
 
 def _tube(voxels: int, edge_mm: float) -> np.ndarray:
@@ -297,118 +347,6 @@ def _chords(pixels: int, spacing_mm: float) -> np.ndarray:
     square = axis[:, None] ** 2 + axis[None, :] ** 2
     distance_square = SOD_MM**2 * square / (SID_MM**2 + square)
     return 2 * np.sqrt(np.clip(50.0**2 - distance_square, 0, None))
-
-
-def _rtk(ball: np.ndarray, chord: np.ndarray, edge_mm: float, spacing_mm: float,
-         threads: int) -> tuple[Callable, Callable]:
-    """Joseph projector and its transpose of itk-rtk, as pipelines that run again at each call."""
-    import itk
-    from itk import RTK as rtk
-
-    itk.MultiThreaderBase.SetGlobalDefaultNumberOfThreads(threads)
-    image_type = itk.Image[itk.F, 3]
-    voxels, pixels = ball.shape[0], chord.shape[0]
-    geometry = rtk.ThreeDCircularProjectionGeometry.New()
-    geometry.AddProjection(SOD_MM, SID_MM, ANGLE_DEG)
-
-    def blank(size: list[int], spacing: list[float]):
-        source = rtk.ConstantImageSource[image_type].New(
-            Origin=[-(n - 1) / 2 * s for n, s in zip(size, spacing, strict=True)], Spacing=spacing, Size=size,
-            Constant=0.0)
-        source.Update()
-        image = source.GetOutput()
-        image.DisconnectPipeline()
-        return image
-
-    def filled(like, values: np.ndarray):
-        image = itk.image_from_array(np.ascontiguousarray(values, np.float32))
-        image.SetOrigin(like.GetOrigin())
-        image.SetSpacing(like.GetSpacing())
-        return image
-
-    screen = blank([pixels, pixels, 1], [spacing_mm, spacing_mm, 1.0])
-    grid = blank([voxels] * 3, [edge_mm] * 3)
-    forward = rtk.JosephForwardProjectionImageFilter[image_type, image_type].New()
-    back = rtk.JosephBackProjectionImageFilter[image_type, image_type].New()
-    for pipeline, target, values in ((forward, screen, filled(grid, ball)), (back, grid, filled(screen, chord[None]))):
-        pipeline.SetGeometry(geometry)
-        pipeline.InPlaceOff()  # working in place would use up the blank target
-        pipeline.SetInput(0, target)
-        pipeline.SetInput(1, values)
-
-    def call(pipeline) -> np.ndarray:
-        pipeline.Modified()
-        pipeline.Update()
-        return itk.array_view_from_image(pipeline.GetOutput())
-
-    return lambda: call(forward), lambda: call(back)
-
-
-def _diffdrr(ball: np.ndarray, edge_mm: float, spacing_mm: float, pixels: int, points: int, weights=None) -> Callable:
-    """The trilinear renderer of DiffDRR on the ball; with weights also its gradients by density and pose."""
-    import torch
-    import torchio
-    from diffdrr.data import read
-    from diffdrr.drr import DRR
-
-    density = torch.from_numpy(ball).permute(2, 1, 0).contiguous()
-    subject = read(torchio.ScalarImage(tensor=density[None], affine=np.diag([edge_mm, edge_mm, edge_mm, 1.0])),
-                   orientation="AP")
-    renderer = DRR(subject, sdd=SID_MM, height=pixels, delx=spacing_mm, renderer="trilinear")
-    renderer.density.copy_(density)  # not what its conversion from Hounsfield units makes of the ball
-    rotation, translation = torch.tensor([[ANGLE_DEG, 0.0, 0.0]]), torch.tensor([[0.0, SOD_MM, 0.0]])
-
-    def call() -> np.ndarray:
-        if weights is not None:
-            renderer.density = density.clone().requires_grad_()
-            turn, shift = rotation.clone().requires_grad_(), translation.clone().requires_grad_()
-            out = renderer(turn, shift, parameterization="euler_angles", convention="ZXY", degrees=True,
-                           n_points=points)
-            out.backward(weights.reshape(out.shape))
-            return out.detach().numpy()
-        with torch.no_grad():
-            return renderer(rotation, translation, parameterization="euler_angles", convention="ZXY", degrees=True,
-                            n_points=points).numpy()
-
-    return call
-
-
-def _nanodrr(ball: np.ndarray, edge_mm: float, cameras, points: int, weights=None) -> Callable:
-    """The torch backend of nanodrr on the ball; with weights also its gradients by density and pose.
-
-    It is given the very rays of ``cameras`` and the pose as a matrix on top of them, so that no convention of angles
-    comes between.
-    """
-    import torch
-    from nanodrr.data import Subject
-    from nanodrr.drr import render
-
-    voxels, pixels = ball.shape[0], cameras.rows
-    density = torch.from_numpy(ball)[None, None]
-    to_world, to_grid = torch.eye(4), torch.eye(4)
-    to_world[:3, :3] *= edge_mm
-    to_world[:3, 3] = -(BOX_MM - edge_mm) / 2
-    to_grid[:3, :3] *= 2 / voxels
-    to_grid[:3, 3] = 1 / voxels - 1
-    subject = Subject(density, torch.zeros_like(density), to_world, torch.linalg.inv(to_world), to_grid, torch.zeros(3),
-                      max_label=0, convert_to_mu=False)
-    origin, way = (x.float().reshape(1, -1, 3) for x in cameras.rays())
-    rays = {"src": origin[:, :1], "tgt": origin + way}
-    unused = torch.eye(3)[None], torch.tensor([SID_MM])
-
-    def call() -> np.ndarray:
-        pose = torch.eye(4)[None]
-        if weights is None:
-            with torch.no_grad():
-                out = render(subject, unused[0], pose, unused[1], pixels, pixels, points, backend="torch", **rays)
-            return out.numpy()
-        subject._image_hu = density.clone().requires_grad_()
-        out = render(subject, unused[0], pose.requires_grad_(), unused[1], pixels, pixels, points, backend="torch",
-                     **rays)
-        out.backward(weights.reshape(out.shape))
-        return out.detach().numpy()
-
-    return call
 
 
 def _processor() -> str:

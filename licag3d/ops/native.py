@@ -13,7 +13,9 @@ from pathlib import Path
 import torch
 
 ABI_VERSION = 1
-FOLDER = Path(__file__).resolve().parent.parent / "_native"
+_OUT_OF_MEMORY = 2  # LICAG3D_OUT_OF_MEMORY
+# LICAG3D_LIBRARY_FOLDER names another build, for example one with sanitizers.
+FOLDER = Path(os.environ.get("LICAG3D_LIBRARY_FOLDER") or Path(__file__).resolve().parent.parent / "_native").resolve()
 REMEDY = ("build it with `pip install .` (or `make native` in a source tree); `python -m licag3d.doctor` says what is "
           "missing")
 
@@ -100,7 +102,8 @@ def call(function: str, device: torch.device, *arguments) -> None:
     ``arguments`` are tensors (passed as pointers; None is NULL), ctypes structures (by reference) or ctypes scalars.
 
     Raises:
-        RuntimeError: the library reported an error.
+        MemoryError: there was not enough memory.
+        RuntimeError: the library reported another error.
     """
     if device.type == "cuda":
         library, prefix = cuda_library(), "licag3d_cuda_"
@@ -122,6 +125,8 @@ def call(function: str, device: torch.device, *arguments) -> None:
     status = getattr(library, prefix + function)(*converted)
     if status:
         message = getattr(library, prefix + "last_error")().decode(errors="replace")
+        if status == _OUT_OF_MEMORY:
+            raise MemoryError(f"licag3d native {function}: {message}; use fewer threads or smaller arguments")
         raise RuntimeError(f"licag3d native {function} failed: {message}")
 
 

@@ -146,6 +146,8 @@ def _check_rays(cameras) -> tuple[torch.Tensor, torch.Tensor]:
 def _check_dtype(name: str, tensor: torch.Tensor, dtypes: Sequence[torch.dtype]) -> None:
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"{name} is a {type(tensor).__name__}; give a torch tensor")
+    if tensor.layout != torch.strided:
+        raise TypeError(f"{name} is {tensor.layout}; give an ordinary (dense, strided) tensor")
     if tensor.dtype not in dtypes:
         raise TypeError(f"{name} is {tensor.dtype}; the native operator computes in float32 (for float64 call the twin "
                         "in licag3d.ops.reference)")

@@ -32,6 +32,8 @@ def check_field(planes: torch.Tensor, decoder: TriplaneDecoder, box_center_mm,
     if not isinstance(planes, torch.Tensor) or not isinstance(decoder, TriplaneDecoder):
         raise TypeError(f"planes are {type(planes).__name__}, the decoder {type(decoder).__name__}; give a torch "
                         "tensor and a TriplaneDecoder")
+    if planes.layout != torch.strided:
+        raise TypeError(f"planes are {planes.layout}; give an ordinary (dense, strided) tensor")
     shape = tuple(planes.shape)
     if planes.ndim not in (4, 5) or shape[-4] != 3 or shape[-1] != shape[-2] or 0 in shape:
         raise ValueError(f"planes have shape {shape}; expected (3, C, R, R) or (B, 3, C, R, R), order XY, XZ, YZ")
