@@ -333,7 +333,7 @@ class _Lines:
         if dense:
             arcs = [arc_length_mm(points[span]) for span in self.spans()]
             usual = around(radius, arcs, self.spans())
-            more, spread, thin = thin_readings(dense, seen, usual)
+            more, spread, thin = thin_readings(dense, seen, usual, _least(readings, sigmas))
             sigmas = np.hypot(sigmas, settings.thin_sigma[int(images[0].outline)] * thin[:, None])
             readings, sigmas = np.concatenate([readings, more], 1), np.concatenate([sigmas, spread], 1)
         sigmas = sigmas * _too_wide(readings, sigmas)
@@ -429,6 +429,11 @@ def _level(view: ViewPoints, what: Measured, log_width: np.ndarray, good: np.nda
     thick = use & (what.width_px >= max(3.0, float(np.quantile(what.width_px[use], 0.5))))
     thick = thick if thick.sum() >= 5 else use & (what.width_px >= np.quantile(what.width_px[use], 0.7))
     return float(np.median(what.contrast[thick] * view.sine[thick] / (2 * np.exp(log_width[thick]))))
+
+
+def _least(readings: np.ndarray, sigmas: np.ndarray) -> np.ndarray:
+    """Least reading ``(N,)`` of every point, infinite where there is none."""
+    return np.where(np.isfinite(sigmas), readings, np.inf).min(1)
 
 
 def _too_wide(readings: np.ndarray, sigmas: np.ndarray) -> np.ndarray:

@@ -46,6 +46,10 @@ LEVEL_SIGMA = 0.12
 #: The contrast in the frame counts in full below the first of these half widths, px, or shares of the vessel's usual
 #: calibre, and not at all above the second.
 THIN_PX, NARROW = (1.7, 2.4), (0.6, 0.8)
+#: A narrowing whose lumen is wider than the second of these half widths (px) is left to the widths.
+WIDTHS_PX = (3.0, 5.0)
+#: Some other reading has to see a narrowing too, if less of it: the least of them over the usual calibre.
+SUPPORT = (0.75, 0.9)
 
 
 @dataclass(frozen=True)
@@ -123,7 +127,7 @@ def read_density(
     return Density(log_radius, np.where(usable, sigma, np.inf), found.shift_px, np.where(usable, strength, 0.0))
 
 
-def thin_readings(dense: Sequence[Density], seen: Sequence[ViewPoints], usual_mm: np.ndarray):
+def thin_readings(dense: Sequence[Density], seen: Sequence[ViewPoints], usual_mm: np.ndarray, least: np.ndarray):
     """Readings and deviations ``(N, views)`` of the densities where the lumen is thin, and how thin ``(N,)`` 0..1."""
     readings = np.stack([item.log_radius for item in dense], 1)
     sigmas = np.stack([item.sigma for item in dense], 1)
@@ -135,9 +139,12 @@ def thin_readings(dense: Sequence[Density], seen: Sequence[ViewPoints], usual_mm
     px_per_mm = np.stack([view.px_per_mm for view in seen], 1).mean(1)
     small = np.clip((THIN_PX[1] - np.exp(best) * px_per_mm) / (THIN_PX[1] - THIN_PX[0]), 0.0, 1.0)
     narrow = np.clip((NARROW[1] - np.exp(best) / usual_mm) / (NARROW[1] - NARROW[0]), 0.0, 1.0)
-    # A wide vessel is doubted only as far as the contrast is sure that it is narrow here.
+    narrow *= np.clip((WIDTHS_PX[1] - np.exp(best) * px_per_mm) / (WIDTHS_PX[1] - WIDTHS_PX[0]), 0.0, 1.0)
+    support = np.clip((SUPPORT[1] - np.exp(least) / usual_mm) / (SUPPORT[1] - SUPPORT[0]), 0.0, 1.0)
+    support = np.where(np.isfinite(least), support, 1.0)
+    # A wide vessel is doubted only as far as the contrast is sure that it is narrow here, and not alone in it.
     wide = usual_mm * px_per_mm > THIN_PX[1]
-    use = np.maximum(small, narrow) * np.where(wide, sure, 1.0)
+    use = np.where(wide, np.maximum(small, narrow) * sure * support, small)
     return readings, sigmas / np.maximum(use[:, None], 1e-6), use
 
 

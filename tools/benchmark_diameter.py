@@ -293,9 +293,11 @@ def scores(tree, cameras, case, *, aligned: bool, images: bool = True) -> dict[s
 def reported(tree, case, percent: float) -> tuple[int, int, int]:
     """Of the true stenoses of at least ``percent`` those that :func:`find_stenoses` reports as such (within 2 mm of
     their stretch), their number, and the reported ones that lie at no lesion within 20 points of that."""
+    from licag3d.report.result import REPORTED_REFERENCE_MM
     from licag3d.vessels.stenosis import find_stenoses
 
-    told = [lesion.position_lps_mm for lesion in find_stenoses(tree, min_percent=percent)]
+    lesions = find_stenoses(tree, min_percent=percent, min_reference_mm=REPORTED_REFERENCE_MM)
+    told = [lesion.position_lps_mm for lesion in lesions]
     narrow = [x for x in case.lesions if x.kind in ("stenosis", "diffuse")]
     true = [x for x in narrow if x.kind == "stenosis" and x.percent_diameter >= percent]
     found = sum(any(_lies_in(case.tree, x, place) for place in told) for x in true)

@@ -22,8 +22,9 @@ from licag3d.vessels.stenosis import Stenosis, find_stenoses
 from licag3d.vessels.surface import Surface, SurfacePart
 from licag3d.vessels.volume import Volume
 
-#: Narrowings of at least this much of the diameter are reported, percent.
-REPORTED_PERCENT = 50.0
+#: Narrowings of at least this much of the diameter (percent) are reported, where the healthy vessel is at least this
+#: wide (mm): below, readings scatter by half.
+REPORTED_PERCENT, REPORTED_REFERENCE_MM = 50.0, 1.25
 
 
 @dataclass(frozen=True)
@@ -224,7 +225,8 @@ def result_dict(result: Reconstruction, surface: Surface, parts: tuple[SurfacePa
             "level": result.confidence.level, "statement": result.confidence.statement,
             "consistency": result.confidence.consistency, "facts": dict(result.confidence.facts)},
         "error_mm": _error_summary(result),
-        "stenoses": [_lesion_dict(lesion) for lesion in find_stenoses(result.tree, min_percent=REPORTED_PERCENT)],
+        "stenoses": [_lesion_dict(lesion) for lesion in find_stenoses(
+            result.tree, min_percent=REPORTED_PERCENT, min_reference_mm=REPORTED_REFERENCE_MM)],
         "scale_from": result.scale_from,
         "warnings": [*result.warnings, *part_warnings(parts)],
         "assumptions": list(result.assumptions),

@@ -54,16 +54,19 @@ def reference_diameter_mm(arc_mm, diameter_mm) -> np.ndarray:
     return np.maximum(start + slope * arc, 0.0)
 
 
-def find_stenoses(tree: VesselTree, *, min_percent: float = 25.0, min_branch_mm: float = 8.0) -> tuple[Stenosis, ...]:
+def find_stenoses(
+    tree: VesselTree, *, min_percent: float = 25.0, min_branch_mm: float = 8.0, min_reference_mm: float = 0.0
+) -> tuple[Stenosis, ...]:
     """Narrowings of at least ``min_percent`` diameter, worst first.
 
     The part of a side branch inside its parent's lumen and the last millimetre of every branch are left out: their
     radii are not those of a free vessel. Branches with less than ``min_branch_mm`` left have no reference
-    and are skipped.
+    and are skipped, and so are narrowings where that is below ``min_reference_mm``.
     """
     by_id = {branch.id: branch for branch in tree.branches}
     found = [lesion for branch in tree.branches
              for lesion in _of_branch(branch, by_id.get(branch.parent), min_percent, min_branch_mm)]
+    found = [lesion for lesion in found if lesion.reference_diameter_mm >= min_reference_mm]
     return tuple(sorted(found, key=lambda lesion: -lesion.percent_diameter))
 
 

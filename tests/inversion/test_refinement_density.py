@@ -110,11 +110,15 @@ def test_only_thin_lumens_are_given_to_the_fit():
     usual, flat = np.full(101, 1.4), np.zeros(101)
     log = np.log(np.where(np.arange(101) < 50, 0.3, 1.35))
     sure = Density(log, np.full(101, 0.1), flat, flat + 9)
-    _, sigma, thin = thin_readings([sure], [points], usual)
+    least = np.full(101, np.log(0.6))
+    _, sigma, thin = thin_readings([sure], [points], usual, least)
     assert (thin[:50] == 1).all() and (thin[50:] == 0).all()
     assert sigma[:50] == pytest.approx(0.1) and (sigma[50:] > 1e3).all()
     # What the contrast is unsure of does not throw doubt on widths.
-    _, _, thin = thin_readings([replace(sure, sigma=np.full(101, 2.0))], [points], usual)
+    _, _, thin = thin_readings([replace(sure, sigma=np.full(101, 2.0))], [points], usual, least)
+    assert not thin.any()
+    # Nor does what no other reading sees: the background is to blame.
+    _, _, thin = thin_readings([sure], [points], usual, np.log(usual))
     assert not thin.any()
 
 

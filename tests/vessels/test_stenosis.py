@@ -71,3 +71,9 @@ def test_deviations_of_radii_become_those_of_minimal_diameter_and_percent():
     assert lesion.minimal_sigma_mm == pytest.approx(0.2)
     # 1 - minimal / reference: 0.2 mm of a reference of 3.1 mm, and a fifth of that from the reference itself.
     assert lesion.percent_sigma == pytest.approx(100 * 0.2 / lesion.reference_diameter_mm * np.hypot(1, 0.2), rel=0.02)
+
+
+def test_narrowings_of_thin_vessels_can_be_left_out():
+    tree = narrowed(80)  # of a vessel of 3.1 mm
+    assert len(find_stenoses(tree, min_reference_mm=2.9)) == 1
+    assert find_stenoses(tree, min_reference_mm=3.3) == ()
