@@ -14,6 +14,7 @@ from licag3d.geometry import Camera
 from licag3d.inversion.assembly import Curve
 from licag3d.inversion.chains import Chains
 from licag3d.inversion.completion import CompletionSettings, completed_curves
+from licag3d.inversion.deformation import DeformationSettings, at_first_moment
 from licag3d.inversion.prior_cost import PriorCostSettings, prior_cost
 from licag3d.inversion.prior_evidence import WeakLines
 from licag3d.inversion.prior_fit import PriorFit, PriorSettings, fit_prior
@@ -29,7 +30,8 @@ DOUBTFUL_PRIOR = 0.5
 @dataclass(frozen=True)
 class PriorStageSettings:
     """Settings of the parts. ``rounds``: of matching with the prior as a cost (0: the first matching is kept).
-    ``move_cameras``: let the fit move all views but the first."""
+    ``move_cameras``: let the fit move all views but the first. ``deformation``: undo what the heart moved between the
+    views before the tree is laid onto them; None does not."""
 
     rounds: int = 1
     move_cameras: bool = True
@@ -37,6 +39,7 @@ class PriorStageSettings:
     cost: PriorCostSettings = field(default_factory=PriorCostSettings)
     snap: SnapSettings = field(default_factory=SnapSettings)
     completion: CompletionSettings = field(default_factory=CompletionSettings)
+    deformation: DeformationSettings | None = None
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,10 @@ def prior_stage(
         again = match(fit.cameras, (prior_cost(fit, settings.cost),))
         found = replace(again, scale_from=found.scale_from, assumptions=found.assumptions)
     tell(0.9, "laying the tree onto the views")
-    snapped = snap_tree(fit.tree, fit.cameras, chains, settings.snap)
+    still, bent_mm = chains, ()
+    if settings.deformation is not None and len(found.cameras) > 1:
+        still, bent_mm = at_first_moment(fit.tree, fit.cameras, chains, settings.deformation, settings.snap)
+    snapped = snap_tree(fit.tree, fit.cameras, still, settings.snap)
     # One view gives no depth: its flat curves would only contradict the prior's, but are all there is where it yields.
     flat = len(found.cameras) == 1 and fit.overall >= settings.completion.doubt
     matched = [] if flat else list(found.curves)
@@ -114,6 +120,7 @@ def prior_stage(
         "residual_mm": [round(value, 3) for value in fit.residual_mm],
         "trust": round(fit.overall, 3),
         "scale": round(fit.scale, 4),
+        "motion_mm": list(bent_mm),
         "branches": {b.name: round(float(np.mean(t)), 2) for b, t in zip(fit.tree.branches, fit.trust, strict=True)},
     }
     return PriorStage(
