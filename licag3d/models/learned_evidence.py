@@ -29,6 +29,8 @@ class LearnedRules:
         min_tree_mm: centreline below which the frame has no vessels at all.
         min_chance: mean probability along the centreline that a free piece needs.
         max_device: mean probability of a device along the centreline that a free piece may have; the tree is exempt.
+        thin_mm, thin_chance: an end of the tree with a smaller median radius and a smaller mean probability is dropped:
+            of such twigs the tree knows nothing.
         hole_mm2: holes of the mask up to this area are filled, for each would be a loop of the skeleton.
     """
 
@@ -40,6 +42,8 @@ class LearnedRules:
     min_tree_mm: float = 20.0
     min_chance: float = 0.6
     max_device: float = 0.5
+    thin_mm: float = 0.35
+    thin_chance: float = 0.9
     hole_mm2: float = 0.5
 
 
@@ -82,6 +86,8 @@ def evidence_from_prediction(view: View, found: Prediction, rules: LearnedRules)
     if not mask.any():
         return blank_evidence(view.image.shape)
     radius, per_px = radius_from_contrast(mask, found.line_integral)
+    mask = without_thin_ends(mask, radius * mm, chance, rules)
+    radius = np.where(mask, radius, 0)
     maybe = mask | (chance >= MAYBE)
     p = np.where(maybe, found.line_integral, 0)
     if per_px > 0:
@@ -134,6 +140,36 @@ def vessel_mask(
         good &= (like <= rules.max_device) | (index == tree)
     good[0] = False
     return _fill_holes(mask & good[labels], rules.hole_mm2 / mm_per_pixel**2)
+
+
+def without_thin_ends(mask: np.ndarray, radius_mm: np.ndarray, chance: np.ndarray, rules: LearnedRules) -> np.ndarray:
+    """The mask without pieces of centreline that end freely, are thin, and are not sure (``thin_mm``, ``thin_chance``).
+
+    Args:
+        mask, radius_mm, chance: ``(rows, cols)``; bool, radius of the nearest centreline, probability.
+    """
+    from scipy import ndimage
+
+    from licag3d.models import skeleton_graph
+
+    graph = skeleton_graph.build(mask)
+    graph.join_through()
+    meet = graph.ends_at()
+    owner = np.zeros(mask.shape, np.int32)
+    thin = []
+    limit = np.array(mask.shape) - 1
+    for piece, (a, b, _) in sorted(graph.pieces.items(), key=lambda item: -graph.length(item[0])):
+        row, col = np.clip(np.rint(graph.line(piece)).astype(int), 0, limit).T
+        free = min(len(meet[a]), len(meet[b])) == 1
+        if free and np.median(radius_mm[row, col]) < rules.thin_mm and chance[row, col].mean() < rules.thin_chance:
+            thin.append(piece)
+            own = owner[row, col] == 0  # the junction stays with the vessel that goes on
+            row, col = row[own], col[own]
+        owner[row, col] = piece
+    if not thin:
+        return mask
+    nearest = ndimage.distance_transform_edt(owner == 0, return_distances=False, return_indices=True)
+    return mask & ~np.isin(owner[tuple(nearest)], thin)
 
 
 def _fill_holes(mask: np.ndarray, area_px: float) -> np.ndarray:

@@ -12,7 +12,13 @@ from scipy import ndimage
 
 from licag3d.errors import InputError
 from licag3d.geometry import Camera
-from licag3d.models.learned_evidence import LearnedRules, evidence_from_prediction, learned_evidence, vessel_mask
+from licag3d.models.learned_evidence import (
+    LearnedRules,
+    evidence_from_prediction,
+    learned_evidence,
+    vessel_mask,
+    without_thin_ends,
+)
 from licag3d.models.segmentor import Prediction, Segmentor, SegmentorConfig, config_facts, normalise, predict
 from licag3d.models.vessel_evidence import REFERENCE_ATTENUATION_PER_MM, choose_method, vessel_evidence
 from licag3d.structures import View
@@ -128,6 +134,26 @@ def test_free_pieces_that_are_rather_devices_go_and_the_tree_stays():
     assert vessel_mask(chance, MM, LearnedRules())[184, 150]
     everything = vessel_mask(chance * (np.arange(300) > 170)[:, None], MM, LearnedRules(), np.full_like(chance, 0.9))
     assert everything[184, 150] and not everything[232, 40]  # of nothing but devices the longest is left
+
+
+@pytest.mark.parametrize(("radius_mm", "sure", "kept"), [(0.25, 0.8, False), (0.25, 0.97, True), (0.5, 0.8, True)])
+def test_thin_ends_go_where_they_are_not_sure(radius_mm, sure, kept):
+    mask = np.zeros((200, 260), bool)
+    mask[95:105, 10:250] = True
+    mask[20:96, 120:124] = mask[104:180, 60:64] = True  # side branches upwards and downwards
+    radius = np.where(mask, 1.2, 0.0)
+    chance = np.where(mask, 0.99, 0.0)
+    radius[20:95, 120:124] = radius_mm
+    chance[20:95, 120:124] = sure
+    radius[104:180, 60:64] = 0.6
+    chance[104:180, 60:64] = 0.8  # unsure, but not thin
+    out = without_thin_ends(mask, radius, chance, LearnedRules())
+    assert bool(out[50, 122]) == kept and out[100, 20:240].all() and out[150, 62] and not (out & ~mask).any()
+    assert kept or not out[20:88, 120:124].any()
+    # Between two vessels it is no end.
+    mask[15:25, 10:250] = True
+    radius[15:25, 10:250], chance[15:25, 10:250] = 1.2, 0.99
+    assert without_thin_ends(mask, radius, chance, LearnedRules())[50, 122]
 
 
 def test_empty_frames_stay_empty(tmp_path):
