@@ -169,6 +169,7 @@ void for_ray_lists(const licag3d_run &run, const Field &planes, const TriplaneIt
     TriplaneRows rows = rows_of_list.rows(slopes);
     rows.rays = rays.data();
     rows.per_sample = 1.0f / static_cast<float>(task.samples);
+    rows.scattered = task.rays->count <= task.rays->image_cols || task.rays->image_cols <= 0;  // no image
     body(list, rows);
   }
 }
@@ -188,6 +189,7 @@ void for_point_lists(const licag3d_run &run, const Field &planes, const Triplane
     });
     TriplaneRows rows = list.rows(slopes);
     rows.points = at;
+    rows.scattered = true;
     rows.points_are_double = is_double;
     body(first, rows);
   }

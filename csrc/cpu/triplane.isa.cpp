@@ -173,7 +173,7 @@ int64_t triplane_list_points(const TriplaneItem &item, const TriplaneCells &cell
 
 void triplane_decode(const TriplaneItem &item, const TriplaneRows &rows, int64_t begin, int64_t end, float *scratch) {
   Packet &packet = make_packet(item, scratch);
-  packet.scattered = rows.rays == nullptr;
+  packet.scattered = rows.scattered;
   const TriplaneBox box = box_of(item);
   const Tiles tiles(item.tiles);
   for (int64_t at = begin; at < end; at += kPacket) {
@@ -194,7 +194,7 @@ void triplane_decode(const TriplaneItem &item, const TriplaneRows &rows, int64_t
 void triplane_decode_backward(const TriplaneItem &item, const TriplaneRows &rows, int64_t begin, int64_t end,
                               float *scratch, const TriplaneRecord &record) {
   Packet &packet = make_packet(item, scratch);
-  packet.scattered = rows.rays == nullptr;
+  packet.scattered = rows.scattered;
   const TriplaneBox box = box_of(item);
   const Tiles tiles(item.tiles);
   if (record.want_weights)

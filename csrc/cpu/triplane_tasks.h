@@ -85,6 +85,7 @@ struct TriplaneRows {
   const void *points;
   bool points_are_double;
   const float *grad_points;  // backward: gradient of each point's value
+  bool scattered;            // neighbours in the list may lie anywhere: ask for texels in advance
   float *field;              // out: softplus output of each row
   float *slope;              // out, backward: (3, slope_stride) weight times d field / d coordinate, texel units; or NULL
   int64_t slope_stride;
