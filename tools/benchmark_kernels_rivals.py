@@ -13,8 +13,9 @@ import numpy as np
 BOX_MM, SID_MM, SOD_MM, ANGLE_DEG = 140.0, 1000.0, 750.0, 30.0
 
 
-def rtk(ball: np.ndarray, chord: np.ndarray, edge_mm: float, spacing_mm: float,
-         threads: int) -> tuple[Callable, Callable]:
+def rtk(
+    ball: np.ndarray, chord: np.ndarray, edge_mm: float, spacing_mm: float, threads: int
+) -> tuple[Callable, Callable]:
     """Joseph projector and its transpose of itk-rtk, as pipelines that run again at each call."""
     import itk
     from itk import RTK as rtk
@@ -27,8 +28,11 @@ def rtk(ball: np.ndarray, chord: np.ndarray, edge_mm: float, spacing_mm: float,
 
     def blank(size: list[int], spacing: list[float]):
         source = rtk.ConstantImageSource[image_type].New(
-            Origin=[-(n - 1) / 2 * s for n, s in zip(size, spacing, strict=True)], Spacing=spacing, Size=size,
-            Constant=0.0)
+            Origin=[-(n - 1) / 2 * s for n, s in zip(size, spacing, strict=True)],
+            Spacing=spacing,
+            Size=size,
+            Constant=0.0,
+        )
         source.Update()
         image = source.GetOutput()
         image.DisconnectPipeline()
@@ -66,8 +70,9 @@ def diffdrr(ball: np.ndarray, edge_mm: float, spacing_mm: float, pixels: int, po
     from diffdrr.drr import DRR
 
     density = torch.from_numpy(ball).permute(2, 1, 0).contiguous()
-    subject = read(torchio.ScalarImage(tensor=density[None], affine=np.diag([edge_mm, edge_mm, edge_mm, 1.0])),
-                   orientation="AP")
+    subject = read(
+        torchio.ScalarImage(tensor=density[None], affine=np.diag([edge_mm, edge_mm, edge_mm, 1.0])), orientation="AP"
+    )
     renderer = DRR(subject, sdd=SID_MM, height=pixels, delx=spacing_mm, renderer="trilinear")
     renderer.density.copy_(density)  # not what its conversion from Hounsfield units makes of the ball
     rotation, translation = torch.tensor([[ANGLE_DEG, 0.0, 0.0]]), torch.tensor([[0.0, SOD_MM, 0.0]])
@@ -76,13 +81,15 @@ def diffdrr(ball: np.ndarray, edge_mm: float, spacing_mm: float, pixels: int, po
         if weights is not None:
             renderer.density = density.clone().requires_grad_()
             turn, shift = rotation.clone().requires_grad_(), translation.clone().requires_grad_()
-            out = renderer(turn, shift, parameterization="euler_angles", convention="ZXY", degrees=True,
-                           n_points=points)
+            out = renderer(
+                turn, shift, parameterization="euler_angles", convention="ZXY", degrees=True, n_points=points
+            )
             out.backward(weights.reshape(out.shape))
             return out.detach().numpy()
         with torch.no_grad():
-            return renderer(rotation, translation, parameterization="euler_angles", convention="ZXY", degrees=True,
-                            n_points=points).numpy()
+            return renderer(
+                rotation, translation, parameterization="euler_angles", convention="ZXY", degrees=True, n_points=points
+            ).numpy()
 
     return call
 
@@ -104,8 +111,16 @@ def nanodrr(ball: np.ndarray, edge_mm: float, cameras, points: int, weights=None
     to_world[:3, 3] = -(BOX_MM - edge_mm) / 2
     to_grid[:3, :3] *= 2 / voxels
     to_grid[:3, 3] = 1 / voxels - 1
-    subject = Subject(density, torch.zeros_like(density), to_world, torch.linalg.inv(to_world), to_grid, torch.zeros(3),
-                      max_label=0, convert_to_mu=False)
+    subject = Subject(
+        density,
+        torch.zeros_like(density),
+        to_world,
+        torch.linalg.inv(to_world),
+        to_grid,
+        torch.zeros(3),
+        max_label=0,
+        convert_to_mu=False,
+    )
     origin, way = (x.float().reshape(1, -1, 3) for x in cameras.rays())
     rays = {"src": origin[:, :1], "tgt": origin + way}
     unused = torch.eye(3)[None], torch.tensor([SID_MM])
@@ -117,8 +132,9 @@ def nanodrr(ball: np.ndarray, edge_mm: float, cameras, points: int, weights=None
                 out = render(subject, unused[0], pose, unused[1], pixels, pixels, points, backend="torch", **rays)
             return out.numpy()
         subject._image_hu = density.clone().requires_grad_()
-        out = render(subject, unused[0], pose.requires_grad_(), unused[1], pixels, pixels, points, backend="torch",
-                     **rays)
+        out = render(
+            subject, unused[0], pose.requires_grad_(), unused[1], pixels, pixels, points, backend="torch", **rays
+        )
         out.backward(weights.reshape(out.shape))
         return out.detach().numpy()
 

@@ -30,15 +30,22 @@ def everything(render, planes, decoder, cameras, **options) -> list[torch.Tensor
     return [image.detach(), planes.grad, *inner, cameras.offset_lps_mm.grad]
 
 
-@pytest.mark.parametrize(("resolution", "channels", "hidden", "samples", "batch"),
-                         [(32, 32, 64, 21, 1), (9, 64, 96, 8, 2), (24, 20, 30, 9, 1), (16, 48, 64, 5, 1)])
+@pytest.mark.parametrize(
+    ("resolution", "channels", "hidden", "samples", "batch"),
+    [(32, 32, 64, 21, 1), (9, 64, 96, 8, 2), (24, 20, 30, 9, 1), (16, 48, 64, 5, 1)],
+)
 def test_bfloat16_agrees_with_the_twin(isa, resolution, channels, hidden, samples, batch):
     planes, decoder = problem(resolution, channels, hidden, batch)
     cameras = views(15)
     found = everything(render_triplane, planes, decoder, cameras, samples=samples, precision="bfloat16")
     expected = everything(twin.render_triplane, planes.double(), decoder, cameras, samples=samples)
-    for name, tolerance, a, b in zip(("image", "planes", "weight_1", "bias_1", "weight_2", "bias_2", "cameras"),
-                                     (2e-3, *[1e-2] * 6), found, expected, strict=True):
+    for name, tolerance, a, b in zip(
+        ("image", "planes", "weight_1", "bias_1", "weight_2", "bias_2", "cameras"),
+        (2e-3, *[1e-2] * 6),
+        found,
+        expected,
+        strict=True,
+    ):
         assert relative_error(a, b) < tolerance, name
     # 48 channels are no whole tiles; those, and other instruction sets, compute in float32.
     if channels == 48 or isa != "avx512":
@@ -82,8 +89,9 @@ def test_1_to_64_threads_give_the_same_bits(precision):
             first = None
             for threads in (1, 2, 3, 7, 64):
                 torch.set_num_threads(threads)
-                got = everything(render_triplane, planes[0], decoder, cameras, samples=17, occupancy=occupancy,
-                                 precision=precision)
+                got = everything(
+                    render_triplane, planes[0], decoder, cameras, samples=17, occupancy=occupancy, precision=precision
+                )
                 first = first or got
                 # The gradient of the cameras ends in a sum by torch, whose order depends on its threads.
                 assert all(torch.equal(a, b) for a, b in zip(got[:-1], first[:-1], strict=True)), threads
@@ -164,11 +172,15 @@ def test_tensors_that_do_not_fit_are_named():
         query_triplane(planes, decoder, torch.zeros(5, 3, device="meta"), **BOX)
     # What is only laid out in another way is read.
     turned = torch.randn(3, 8, 8, 16).permute(0, 3, 2, 1)
-    assert torch.equal(render_triplane(turned, decoder, cameras, samples=4, **BOX),
-                       render_triplane(turned.contiguous(), decoder, cameras, samples=4, **BOX))
+    assert torch.equal(
+        render_triplane(turned, decoder, cameras, samples=4, **BOX),
+        render_triplane(turned.contiguous(), decoder, cameras, samples=4, **BOX),
+    )
     split = replace(decoder, weight_1=decoder.weight_1.t().contiguous().t())
-    assert torch.equal(render_triplane(turned, split, cameras, samples=4, **BOX),
-                       render_triplane(turned, decoder, cameras, samples=4, **BOX))
+    assert torch.equal(
+        render_triplane(turned, split, cameras, samples=4, **BOX),
+        render_triplane(turned, decoder, cameras, samples=4, **BOX),
+    )
 
 
 @needs_native
