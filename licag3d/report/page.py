@@ -19,6 +19,7 @@ from licag3d.geometry import Camera, view_angle_deg
 from licag3d.report import pictures
 from licag3d.report.result import FILES, VIEW_FILE, Confidence, Reconstruction, StageRecord, view_caption
 from licag3d.report.scene import light_mesh, scene_dict
+from licag3d.report.view_guide import Target, guide_html, guide_scene
 from licag3d.vessels.surface import Surface, SurfacePart
 from licag3d.vessels.tree import branch_length_mm
 
@@ -27,13 +28,15 @@ _DASH, _TIMES, _ARROW, _DEGREE = "\N{EN DASH}", "\N{MULTIPLICATION SIGN}", "\N{R
 
 
 def report_html(result: Reconstruction, surface: Surface, parts: tuple[SurfacePart, ...],
-                outlines: Sequence[pictures.Outline], summary: Mapping[str, Any], files: Mapping[str, int]) -> str:
+                outlines: Sequence[pictures.Outline], summary: Mapping[str, Any], files: Mapping[str, int],
+                guide: Sequence[Target] = ()) -> str:
     """The page as text.
 
     Args:
         outlines: per view the reprojected tree in pixels.
         summary: the content of ``result.json``.
         files: size in bytes of the other files, by name.
+        guide: views to consider.
     """
     three = (_HERE / "vendor" / "three.min.js").read_text("utf-8")
     viewer = (_HERE / "viewer.js").read_text("utf-8")
@@ -64,12 +67,13 @@ def report_html(result: Reconstruction, surface: Surface, parts: tuple[SurfacePa
         "confidence_head": '<th scope="col">Confidence</th>' if known else "",
         "branches": _branches(result, known, measured),
         "stenoses": _stenoses(result, summary["stenoses"]),
+        "guide": guide_html(guide, result.cameras),
         "cameras": "".join(_camera_row(result, k) for k in range(count)),
         "stages": _stages(result.stages),
         "assumptions": _assumptions(result),
         "files": _files(files, count),
         "footer": escape(_footer(summary)),
-        "scene": _script_json(scene_dict(result.tree, light, result.cameras)),
+        "scene": _script_json({**scene_dict(result.tree, light, result.cameras), "guide": guide_scene(guide)}),
         "three": three, "viewer": viewer,
     }
     template = (_HERE / "template.html").read_text("utf-8")

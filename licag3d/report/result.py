@@ -17,6 +17,7 @@ import numpy as np
 import licag3d
 from licag3d.geometry import Camera, view_angle_deg
 from licag3d.io.atomic import staged_folder, write_bytes, write_text
+from licag3d.report.view_guide import Target, guide_dict, view_guide
 from licag3d.structures import VesselEvidence, VesselTree, View
 from licag3d.vessels.stenosis import Stenosis, find_stenoses
 from licag3d.vessels.surface import Surface, SurfacePart
@@ -157,6 +158,8 @@ def write_result(out_dir: str | os.PathLike, result: Reconstruction) -> dict[str
     parts = surface_parts(surface)
     outlines = [tree_outline(result.tree, camera) for camera in result.cameras]
     grid = result.attenuation
+    guide = view_guide(result.tree, result.cameras, reported_stenoses(result.tree),
+                       level=result.confidence.level if result.confidence else "")
     with staged_folder(out_dir) as stage:
         write_stl(stage / "vessels.stl", surface.vertices_lps_mm, surface.faces)
         write_nifti(stage / "attenuation.nii.gz", np.asarray(grid.values, np.float32), grid.origin_mm, grid.spacing_mm,
@@ -172,10 +175,10 @@ def write_result(out_dir: str | os.PathLike, result: Reconstruction) -> dict[str
         for k, (view, camera, outline) in enumerate(zip(result.views, result.cameras, outlines, strict=True), 1):
             picture = overlay_picture(view.image, outline, view_caption(k, view, camera))
             write_bytes(stage / f"view_{k}.png", png_bytes(picture))
-        summary = result_dict(result, surface, parts)
+        summary = result_dict(result, surface, parts, guide)
         write_text(stage / "result.json", json.dumps(summary, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
         files = {path.name: path.stat().st_size for path in stage.iterdir()}
-        write_text(stage / "report.html", report_html(result, surface, parts, outlines, summary, files))
+        write_text(stage / "report.html", report_html(result, surface, parts, outlines, summary, files, guide))
         names = sorted(path.name for path in stage.iterdir())
     return {name: Path(os.path.abspath(os.path.expanduser(os.fspath(out_dir)))) / name for name in names}
 
@@ -188,7 +191,13 @@ def view_caption(number: int, view: View, camera: Camera) -> str:
     return f"View {number}: {lao}, {cranial}" + (f" ({source})" if source else "")
 
 
-def result_dict(result: Reconstruction, surface: Surface, parts: tuple[SurfacePart, ...]) -> dict[str, Any]:
+def reported_stenoses(tree: VesselTree) -> tuple[Stenosis, ...]:
+    """The narrowings that result.json and the report tell of, worst first."""
+    return find_stenoses(tree, min_percent=REPORTED_PERCENT, min_reference_mm=REPORTED_REFERENCE_MM)
+
+
+def result_dict(result: Reconstruction, surface: Surface, parts: tuple[SurfacePart, ...],
+                guide: Sequence[Target] = ()) -> dict[str, Any]:
     """The content of ``result.json``; values that are not finite become null."""
     from licag3d.vessels.tree import branch_length_mm, component_count
 
@@ -225,8 +234,8 @@ def result_dict(result: Reconstruction, surface: Surface, parts: tuple[SurfacePa
             "level": result.confidence.level, "statement": result.confidence.statement,
             "consistency": result.confidence.consistency, "facts": dict(result.confidence.facts)},
         "error_mm": _error_summary(result),
-        "stenoses": [_lesion_dict(lesion) for lesion in find_stenoses(
-            result.tree, min_percent=REPORTED_PERCENT, min_reference_mm=REPORTED_REFERENCE_MM)],
+        "stenoses": [_lesion_dict(lesion) for lesion in reported_stenoses(result.tree)],
+        "best_views": guide_dict(guide),
         "scale_from": result.scale_from,
         "warnings": [*result.warnings, *part_warnings(parts)],
         "assumptions": list(result.assumptions),

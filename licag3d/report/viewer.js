@@ -19,11 +19,59 @@
   }
 
   const scene3d = JSON.parse(byId("scene").textContent);
+  let turnTo = null; // (primary, secondary, positions of branches): set once there is a 3D tree
   try {
     show(scene3d);
   } catch (error) {
     root.classList.add("nogl");
     root.dataset.viewer = "unavailable: " + error.message;
+  }
+  if (scene3d.guide) guideViews(scene3d.guide);
+
+  // Views to consider: the map of another vessel, and turning the 3D tree to an angulation.
+  function guideViews(guide) {
+    const color = ramp(guide.colors);
+    const cells = all("#guide-cells rect"), buttons = all("button[data-look]");
+    const choice = byId("guide-choice"), said = byId("guide-said"), usual = said.textContent;
+    const costs = guide.targets.map((target) => decode(target.cost, Uint8Array));
+    const spot = (primary, secondary) => cells.findIndex((cell) => cell.dataset.look === primary + "," + secondary);
+    const angulation = (primary, secondary) => (primary === 0 ? "AP" : (primary > 0 ? "LAO " : "RAO ") + Math.abs(primary) + "\u00b0")
+      + (secondary === 0 ? "" : (secondary > 0 ? ", CRA " : ", CAU ") + Math.abs(secondary) + "\u00b0");
+    const looked = (node) => node.dataset.look.split(",").map(Number);
+
+    function chooseMap(k) {
+      choice.value = String(k);
+      cells.forEach((cell, i) => cell.setAttribute("fill", "rgb(" + color(costs[k][i] / guide.worst_percent).map((v) => Math.round(255 * v)).join(",") + ")"));
+      byId("guide-map").setAttribute("aria-label", "Foreshortening and overlap over the angulations: " + guide.targets[k].name);
+      byId("guide-best").replaceChildren(...guide.targets[k].best.map(([primary, secondary]) => {
+        const cell = cells[spot(primary, secondary)], ring = document.createElementNS("http://www.w3.org/2000/svg", "circle");
+        ring.setAttribute("cx", Number(cell.getAttribute("x")) + cell.getAttribute("width") / 2);
+        ring.setAttribute("cy", Number(cell.getAttribute("y")) + cell.getAttribute("height") / 2);
+        ring.setAttribute("r", 6);
+        return ring;
+      }));
+    }
+
+    choice.addEventListener("change", () => chooseMap(Number(choice.value)));
+    byId("guide-cells").addEventListener("mouseover", (event) => {
+      const i = cells.indexOf(event.target);
+      if (i >= 0) said.textContent = angulation(...looked(event.target)) + ": " + costs[choice.value][i] + " % foreshortened or covered.";
+    });
+    byId("guide-cells").addEventListener("mouseleave", () => { said.textContent = usual; });
+    if (!turnTo) return;
+    byId("guide-cells").addEventListener("click", (event) => {
+      if (cells.includes(event.target)) turnTo(...looked(event.target), guide.targets[choice.value].positions);
+    });
+    for (const button of buttons) {
+      button.disabled = false;
+      button.addEventListener("click", () => {
+        const k = Number(button.dataset.target);
+        chooseMap(k);
+        turnTo(...looked(button), guide.targets[k].positions);
+        button.setAttribute("aria-pressed", "true");
+        byId("stage").scrollIntoView({ block: "center", behavior: "smooth" });
+      });
+    }
   }
 
   function decode(text, Type) {
@@ -101,7 +149,7 @@
     controls.target.copy(center);
 
     let coloring = "radius";
-    let selected = -1; // position of the highlighted branch
+    let selected = []; // positions of the highlighted branches, none for all
     let view = -1; // index of the X-ray view shown exactly, or -1 for free turning
     let queued = false;
 
@@ -109,7 +157,7 @@
       const map = maps[coloring];
       for (let i = 0; i < values.branch.length; i++) {
         let color = map ? map.at(values[coloring][i] / 255) : branchColors[values.branch[i] % branchColors.length].map((v) => v / 255);
-        if (selected >= 0 && values.branch[i] !== selected) color = color.map((v) => 0.22 * v + 0.09);
+        if (selected.length && !selected.includes(values.branch[i])) color = color.map((v) => 0.22 * v + 0.09);
         for (let k = 0; k < 3; k++) colors[3 * i + k] = Math.pow(color[k], 2.2); // the renderer works in linear light
       }
       geometry.attributes.color.needsUpdate = true;
@@ -123,7 +171,7 @@
         legend.append(map.name, bar, ends);
       }
       for (const button of all("[data-color]")) button.setAttribute("aria-pressed", String(button.dataset.color === coloring));
-      for (const button of all("[data-branch]")) button.setAttribute("aria-pressed", String(Number(button.dataset.branch) === selected));
+      for (const button of all("[data-branch]")) button.setAttribute("aria-pressed", String(selected.includes(Number(button.dataset.branch))));
       redraw();
     }
 
@@ -208,6 +256,7 @@
       byId("fade-group").hidden = false;
       marks("[data-view]", (b) => Number(b.dataset.view) === k);
       marks("[data-side]", () => false);
+      marks("button[data-look]", () => false);
       redraw();
     }
 
@@ -222,8 +271,21 @@
       lookAlong(v.beam.map((x) => -x)); // go on from the same direction
     }
 
+    // The direction of an angulation is the same for every view; what it shows is drawn with parallel rays.
+    function showAngulation(primary, secondary, positions) {
+      leaveView();
+      marks("[data-side]", () => false);
+      marks("button[data-look]", () => false);
+      const a = primary * Math.PI / 180, b = secondary * Math.PI / 180;
+      lookAlong([-Math.sin(a) * Math.cos(b), Math.cos(a) * Math.cos(b), -Math.sin(b)]); // against the beam
+      selected = positions;
+      paint();
+    }
+    turnTo = showAngulation;
+
     function showSide(name) {
       leaveView();
+      marks("button[data-look]", () => false);
       marks("[data-side]", (b) => b.dataset.side === name);
       lookAlong({ front: [0, 1, 0], left: [-1, 0, 0], feet: [0, 1e-4, 1] }[name]);
     }
@@ -330,7 +392,7 @@
       if (pressed && Math.hypot(e.clientX - pressed[0], e.clientY - pressed[1]) < 4) pick(e);
       pressed = null;
     });
-    controls.addEventListener("start", () => { leaveView(); marks("[data-side]", () => false); });
+    controls.addEventListener("start", () => { leaveView(); marks("[data-side]", () => false); marks("button[data-look]", () => false); });
     controls.addEventListener("change", redraw);
     canvas.addEventListener("keydown", (e) => {
       const turn = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[e.key];
@@ -359,7 +421,11 @@
     for (const button of all("[data-color]")) button.addEventListener("click", () => { coloring = button.dataset.color; paint(); });
     for (const button of all("[data-branch]")) {
       button.disabled = false;
-      button.addEventListener("click", () => { selected = selected === Number(button.dataset.branch) ? -1 : Number(button.dataset.branch); paint(); });
+      button.addEventListener("click", () => {
+        const own = Number(button.dataset.branch);
+        selected = selected.length === 1 && selected[0] === own ? [] : [own];
+        paint();
+      });
     }
     byId("fade").addEventListener("input", redraw);
     byId("lines").addEventListener("change", (e) => {
@@ -378,6 +444,8 @@
       lookAlong([0, 1, 0]);
       showView(asked[1] - 1);
     } else showSide("front");
+    const turned = /^#look=(-?\d{1,3}),(-?\d{1,2})$/.exec(location.hash); // report.html#look=30,-20: LAO 30, CAU 20
+    if (turned) showAngulation(Number(turned[1]), Number(turned[2]), []);
     draw(); // at once: a page that is printed or photographed as soon as it is loaded shows the tree
   }
 })();
