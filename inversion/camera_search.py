@@ -168,7 +168,7 @@ def search_cameras(
     bounds = np.full((2, 2), settings.range_mm) * np.array([[-1.0], [1.0]])
     best, value = evolve("de", costs, bounds, np.zeros(2), settings.coarse[0], settings.coarse[1], seed, history)
     if progress:
-        progress(1 / rounds, f"offset search: cost {before:.0f} -> {value:.0f}")
+        progress(1 / rounds, f"offset search: cost with priors {before:.0f} -> {value:.0f}")
     free = 2 if settings.angle_sigma_deg <= 0 else 5
     found = np.concatenate([best, np.zeros(free - 2)])
     value = float(costs(found[None])[0])
@@ -190,7 +190,7 @@ def search_cameras(
         if cost < value:
             found, value = point, cost
         if progress:
-            progress((2 + start) / rounds, f"camera search {start + 1}/{settings.starts}: cost {value:.0f}")
+            progress((2 + start) / rounds, f"camera search {start + 1}/{settings.starts}: cost with priors {value:.0f}")
     if again:
         point, _ = evolve(
             "cmaes",

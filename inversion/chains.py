@@ -134,6 +134,22 @@ def _turns(pixels, start, nodes, radius_px) -> np.ndarray:
     return turn
 
 
+def moved_chains(chains: Chains, pixels: np.ndarray, node_pixels: np.ndarray) -> Chains:
+    """The same pieces elsewhere in the image: lengths and bends follow.
+
+    Args:
+        pixels: ``(N, 2)`` (col, row). node_pixels: ``(M, 2)``.
+    """
+    if not chains.pieces:
+        return chains
+    step = np.linalg.norm(np.diff(pixels, axis=0, prepend=pixels[:1]), axis=1) * chains.mm_per_pixel
+    step[chains.start[:-1]] = 0.0
+    weight = 0.5 * step
+    weight[:-1] += 0.5 * step[1:]
+    turn = _turns(pixels, chains.start, chains.node, chains.radius_mm / chains.mm_per_pixel)
+    return replace(chains, pixels=pixels, node_pixels=node_pixels, step_mm=step, weight_mm=weight, turn_deg=turn)
+
+
 def thinned(chains: Chains) -> tuple[Chains, np.ndarray]:
     """Every second point of every piece and its last, and which rows those are: searches need no more."""
     keep = []

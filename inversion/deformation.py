@@ -18,14 +18,14 @@ The tree may go where it wants in depth; what is left across the planes, over th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from licag3d.geometry import Camera
-from licag3d.inversion.chains import Chains
+from licag3d.inversion.chains import Chains, moved_chains
 from licag3d.inversion.epipolar import epipolar_pair
-from licag3d.inversion.snapping import SnapSettings, _layout, _lines, _pull, _smoothness
+from licag3d.inversion.snapping import SnapSettings, lines_of, pull, smoothness, tree_layout
 from licag3d.structures import VesselTree
 from licag3d.vessels.tree import resample_tree
 
@@ -85,15 +85,15 @@ def find_deformation(
     from scipy.sparse.linalg import splu
 
     settings, snap = settings or DeformationSettings(), snap or SnapSettings()
-    points, radius, links, bends, same = _layout(resample_tree(tree, snap.step_mm))
-    lines = [_lines(camera, chain) for camera, chain in zip(cameras, chains, strict=True)]
+    points, radius, links, bends, same = tree_layout(resample_tree(tree, snap.step_mm))
+    lines = [lines_of(camera, chain) for camera, chain in zip(cameras, chains, strict=True)]
     count, views = len(points), len(cameras)
     middle = points.mean(0)
     size = float(np.sqrt(((points - middle) ** 2).sum(1).mean()))
     shapes = basis((points - middle) / size)
     across = [None, *(epipolar_pair(cameras[0], camera).across for camera in cameras[1:])]
     wide = shapes.shape[1]
-    smooth = _smoothness(count, links, bends, same, snap)
+    smooth = smoothness(count, links, bends, same, snap)
     prior = np.tile(settings.noise_mm**2 / np.array(settings.sigma_mm)[DEGREES] ** 2, views - 1)
     moved, found = np.zeros_like(points), np.zeros((views - 1) * wide)
     at = np.arange(3 * count).reshape(count, 3)
@@ -107,7 +107,7 @@ def find_deformation(
             if k:
                 part = slice((k - 1) * wide, k * wide)
                 gone += (shapes @ found[part])[:, None] * across[k]
-            rows, normals, gap, weight = _pull(points + gone, radius, links, camera, line, snap, reach)
+            rows, normals, gap, weight = pull(points + gone, radius, links, camera, line, snap, reach)
             total = gap + (normals * gone[rows]).sum(1)
             normal[rows] += weight[:, None, None] * normals[:, :, None] * normals[:, None, :]
             right[rows] += weight[:, None] * normals * total[:, None]
@@ -139,11 +139,15 @@ def undeformed(chains: Chains, camera: Camera, deformation: Deformation, points_
     """
     from scipy.spatial import cKDTree
 
-    flat, depth = camera.project(points_lps_mm + deformation.at(points_lps_mm))
-    near = cKDTree(flat).query(chains.pixels, k=min(8, len(flat)))[1].reshape(len(chains.pixels), -1)
-    there = points_lps_mm[near].mean(1)
-    step = camera.project(there + deformation.at(there))[0] - camera.project(there)[0]
-    return replace(chains, pixels=chains.pixels - step)
+    flat, _ = camera.project(points_lps_mm + deformation.at(points_lps_mm))
+    search, few = cKDTree(flat), min(8, len(flat))
+
+    def back(pixels: np.ndarray) -> np.ndarray:
+        near = search.query(pixels, k=few)[1].reshape(len(pixels), few)
+        there = points_lps_mm[near].mean(1)
+        return pixels - (camera.project(there + deformation.at(there))[0] - camera.project(there)[0])
+
+    return moved_chains(chains, back(chains.pixels), back(chains.node_pixels))
 
 
 def at_first_moment(

@@ -103,7 +103,6 @@ def match_views(
     chains: tuple[Chains, Chains],
     settings: MatchSettings,
     *,
-    seed: int = 0,
     witnesses: Sequence[tuple[Camera, Chains]] = (),
     place_costs: Sequence[PlaceCost] = (),
     judge: PairJudge | None = None,
@@ -113,7 +112,6 @@ def match_views(
     Args:
         cameras: the two views, corrected.
         chains: their centreline pieces.
-        seed: unused by this method, which draws nothing at random; kept so that all stages are called alike.
         witnesses: further views, corrected, with their centrelines: places that they do not show as vessel cost more.
         place_costs: what every place costs besides, per mm of centreline, as a prior of the tree says.
         judge: the network that says how likely every place is; None leaves that to the hand-made costs.

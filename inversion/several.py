@@ -89,6 +89,7 @@ def correct_cameras(
             corrected[0] = found.cameras[0]
         corrected.append(found.cameras[1])
         history += found.history
+        across, along = (_good_to(spread) for spread in found.spread_mm)
         moved = np.linalg.norm(np.subtract(found.cameras[1].offset_lps_mm, cameras[k].offset_lps_mm))
         turn = max(
             abs(found.cameras[1].primary_deg - cameras[k].primary_deg),
@@ -96,9 +97,9 @@ def correct_cameras(
             abs(found.cameras[0].secondary_deg - cameras[0].secondary_deg),
         )
         notes.append(
-            f"view {k + 1} moved by {moved:.1f} mm and turned by up to {turn:.1f}\N{DEGREE SIGN} (cost "
+            f"view {k + 1} moved by {moved:.1f} mm and turned by up to {turn:.1f}\N{DEGREE SIGN} (matching cost "
             f"{found.cost_before:.0f} \N{RIGHTWARDS ARROW} {found.cost:.0f}, {found.evaluations} cameras tried; offset "
-            f"good to {found.spread_mm[0]:.1f} mm across and {found.spread_mm[1]:.1f} mm along the beam)"
+            f"good to {across} across and {along} along the beam)"
         )
         total = chains[0].length_mm + chains[k].length_mm
         if found.matched_mm < DOUBTFUL_SHARE * total:
@@ -108,6 +109,11 @@ def correct_cameras(
             )
     note = "; ".join(notes)
     return tuple(corrected), {"history": history, "note": note[0].upper() + note[1:] + ".", "warnings": warnings}
+
+
+def _good_to(spread_mm: float) -> str:
+    # The search tries steps of half a millimetre at least: it cannot tell less.
+    return f"{spread_mm:.1f} mm" if spread_mm >= 0.5 else "better than 0.5 mm"
 
 
 def match_all(
@@ -185,7 +191,6 @@ def _match_pairs(
             (first, cameras[k]),
             (chains[0], chains[k]),
             settings.match,
-            seed=settings.seed,
             place_costs=place_costs if k == 1 else (),  # later pairs may have another scale yet
             judge=judge and judge.of(0, k),
         )
@@ -200,7 +205,6 @@ def _match_pairs(
                 (first, cameras[k]),
                 (chains[0], chains[k]),
                 settings.match,
-                seed=settings.seed,
                 witnesses=[(cameras[j], chains[j]) for j in range(1, len(cameras)) if j != k],
                 place_costs=place_costs,
                 judge=judge and judge.of(0, k),

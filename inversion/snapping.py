@@ -54,7 +54,7 @@ class Snapped:
 
 
 @dataclass(frozen=True)
-class _Lines:
+class Lines:
     """Centreline points of a view, mm at the isocentre: ``points``, ``direction`` ``(N, 2)``, ``log_radius``."""
 
     points: np.ndarray
@@ -75,10 +75,10 @@ def snap_tree(
 
     settings = settings or SnapSettings()
     tree = resample_tree(tree, settings.step_mm)
-    points, radius, links, bends, same = _layout(tree)
-    lines = [_lines(camera, chain) for camera, chain in zip(cameras, chains, strict=True)]
+    points, radius, links, bends, same = tree_layout(tree)
+    lines = [lines_of(camera, chain) for camera, chain in zip(cameras, chains, strict=True)]
     count = len(points)
-    smooth = _smoothness(count, links, bends, same, settings)
+    smooth = smoothness(count, links, bends, same, settings)
     moved = np.zeros_like(points)
     for k in range(settings.rounds):
         share = k / max(settings.rounds - 1, 1)
@@ -86,7 +86,7 @@ def snap_tree(
         normal = np.zeros((count, 3, 3))
         right = np.zeros((count, 3))
         for camera, line in zip(cameras, lines, strict=True):
-            rows, across, gap, weight = _pull(points + moved, radius, links, camera, line, settings, reach)
+            rows, across, gap, weight = pull(points + moved, radius, links, camera, line, settings, reach)
             normal[rows] += weight[:, None, None] * across[:, :, None] * across[:, None, :]
             right[rows] += weight[:, None] * across * (gap + (across * moved[rows]).sum(1))[:, None]
         at = np.arange(3 * count).reshape(count, 3)
@@ -104,7 +104,7 @@ def snap_tree(
     )
 
 
-def _layout(tree: VesselTree):
+def tree_layout(tree: VesselTree):
     """All points, radii, links along branches ``(L, 2)``, triples ``(T, 3)``, and pairs ``(P, 2)`` of a branch's first
     point and the nearest point of its parent."""
     first, at = {}, 0
@@ -125,7 +125,7 @@ def _layout(tree: VesselTree):
     return points, radius, np.concatenate(links), np.concatenate(bends), np.array(same, int).reshape(-1, 2)
 
 
-def _smoothness(count: int, links, bends, same, settings: SnapSettings):
+def smoothness(count: int, links, bends, same, settings: SnapSettings):
     """Normal matrix ``(3 N, 3 N)`` of all terms that do not look at the images."""
     from scipy.sparse import coo_matrix, identity, kron
 
@@ -149,14 +149,15 @@ def _smoothness(count: int, links, bends, same, settings: SnapSettings):
     return kron(normal, identity(3)).tocsr()
 
 
-def _lines(camera: Camera, chains: Chains) -> _Lines:
+def lines_of(camera: Camera, chains: Chains) -> Lines:
+    """The centrelines of a view as :func:`snap_tree` compares them."""
     points = chains.pixels * camera.mm_per_pixel
     direction = np.zeros_like(points)
     for a, b in zip(chains.start[:-1], chains.start[1:], strict=True):
         rows = np.arange(a, b)
         direction[rows] = points[np.minimum(rows + 3, b - 1)] - points[np.maximum(rows - 3, a)]
     direction /= np.maximum(np.linalg.norm(direction, axis=1, keepdims=True), 1e-9)
-    return _Lines(points, direction, np.log(chains.radius_mm))
+    return Lines(points, direction, np.log(chains.radius_mm))
 
 
 def _seen(points, camera: Camera):
@@ -172,7 +173,7 @@ def _seen(points, camera: Camera):
     return pixels * camera.mm_per_pixel, jacobian * camera.mm_per_pixel, inside
 
 
-def _assign(flat, radius, links, line: _Lines, settings: SnapSettings):
+def _assign(flat, radius, links, line: Lines, settings: SnapSettings):
     """Nearest centreline point of every tree point in place, direction and calibre, and the cosine ``(N,)``."""
     from scipy.spatial import cKDTree
 
@@ -193,7 +194,7 @@ def _assign(flat, radius, links, line: _Lines, settings: SnapSettings):
     return index[rows, best], cosine[rows, best]
 
 
-def _pull(points, radius, links, camera, line: _Lines, settings, reach: float):
+def pull(points, radius, links, camera, line: Lines, settings, reach: float):
     """Rows ``(n,)``, direction in space across the centreline ``(n, 3)``, distance to go and weight ``(n,)``."""
     flat, jacobian, inside = _seen(points, camera)
     index, cosine = _assign(flat, radius, links, line, settings)
@@ -208,7 +209,7 @@ def _pull(points, radius, links, camera, line: _Lines, settings, reach: float):
     return rows, across, gap[rows], weight[rows]
 
 
-def _shown(points, radius, links, camera, line: _Lines, settings) -> np.ndarray:
+def _shown(points, radius, links, camera, line: Lines, settings) -> np.ndarray:
     flat, _, inside = _seen(points, camera)
     index, cosine = _assign(flat, radius, links, line, settings)
     gap = np.linalg.norm(line.points[index] - flat, axis=1)

@@ -33,11 +33,6 @@ class PathTables:
     partner: np.ndarray
 
 
-def partner_index(candidates: Candidates, rows: np.ndarray, choice: np.ndarray) -> np.ndarray:
-    """Nearest point of the other view for chosen candidates."""
-    return candidates.edge[rows, choice] + (candidates.fraction[rows, choice] > 0.5)
-
-
 def turn_costs(chains: Chains, price: float) -> np.ndarray:
     """``(P, P)`` price of a path of the other view that goes on from one piece into another."""
     if not chains.pieces:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from match_cases import chains_of, two_cameras, vessels
 
 from licag3d.inversion.deformation import find_deformation, undeformed
@@ -72,6 +73,13 @@ def test_undone_the_views_agree_on_the_planes_and_the_tree_fits_both():
         return float(750.0 * np.sqrt(np.mean((plane[0] - plane[1]) ** 2)))
 
     assert apart(back) < 0.35 * apart(chains[1])
+    # Ends, lengths and bends go along with the centrelines.
+    ends = np.stack([back.pixels[back.start[:-1]], back.pixels[back.start[1:] - 1]], 1)
+    was = np.stack([chains[1].pixels[back.start[:-1]], chains[1].pixels[back.start[1:] - 1]], 1)
+    gap = np.linalg.norm(back.node_pixels[back.node] - ends, axis=2)
+    np.testing.assert_allclose(gap, np.linalg.norm(chains[1].node_pixels[back.node] - was, axis=2), atol=0.3)
+    drawn = sum(np.linalg.norm(np.diff(p, axis=0), axis=1).sum() for p in np.split(back.pixels, back.start[1:-1]))
+    assert back.length_mm == pytest.approx(drawn * back.mm_per_pixel)
     truth = points_of(tree)
     plain, better = (points_of(snap_tree(tree, cameras, (chains[0], second)).tree) for second in (chains[1], back))
 
