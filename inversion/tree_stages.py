@@ -30,6 +30,8 @@ NOTHING_MATCHED = (
 )
 
 
+#: A tree that the views deny throughout is worse than the one they agree on.
+PRIOR_DENIED = "The views deny the tree that was completed by the prior: the tree of matching alone is delivered."
 PRIOR_ASSUMED = (
     "Where the views leave the tree open it follows a prior learned from synthetic coronary trees; branch names come "
     "from it."
@@ -91,14 +93,17 @@ def find_tree(
         raise InputError(NOTHING_MATCHED)
     tree, fit, last = matched.tree, None, matched
     if settings.prior != "none" and "prior" not in settings.skip:
-        staged, tree, last, record = _complete(views, evidence, chains, found, settings, match, progress)
+        staged, completed, assembly, record = _complete(views, evidence, chains, found, settings, match, progress)
         records.append(record)
-        found, fit = staged.found, staged.fit
-        if len(views) == 1 and fit.overall >= DOUBTFUL_PRIOR:
-            warnings, assumptions = [], []  # those of a flat tree
-        warnings += [*found.warnings * (len(views) > 1), *staged.warnings]
-        if fit.overall >= DOUBTFUL_PRIOR:
-            assumptions.append(PRIOR_ASSUMED)
+        if not completed.branches:
+            warnings.append(PRIOR_DENIED)
+        else:
+            found, fit, tree, last = staged.found, staged.fit, completed, assembly
+            if len(views) == 1 and fit.overall >= DOUBTFUL_PRIOR:
+                warnings, assumptions = [], []  # those of a flat tree
+            warnings += [*found.warnings * (len(views) > 1), *staged.warnings]
+            if fit.overall >= DOUBTFUL_PRIOR:
+                assumptions.append(PRIOR_ASSUMED)
     cameras = found.cameras
     if "refinement" not in settings.skip:
         tree, cameras, record = _refine(views, evidence, tree, cameras, settings, progress)

@@ -178,8 +178,20 @@ def test_result_is_plain_json(result, tmp_path):
 def test_a_judge_that_knows_no_such_vessels_is_overruled(views, monkeypatch):
     from licag3d.inversion import tree_stages
 
-    result = reconstruct(views, replace(QUICK, prior="none", skip=("refinement",)))
+    judged = replace(QUICK, prior="none", judge=True, skip=("refinement",))
+    result = reconstruct(views, judged)
     assert tree_stages.JUDGE_OVERRULED not in result.warnings
     monkeypatch.setattr(tree_stages, "LEAST_JUDGED", 10.0)
-    overruled = reconstruct(views, replace(QUICK, prior="none", skip=("refinement",)))
+    overruled = reconstruct(views, judged)
     assert tree_stages.JUDGE_OVERRULED in overruled.warnings
+
+
+def test_a_completed_tree_that_the_views_deny_altogether_gives_way_to_the_matched_one(views, monkeypatch):
+    from licag3d.inversion import prior_stage, tree_stages
+
+    plain = reconstruct(views, replace(QUICK, prior="none", skip=("refinement",)))
+    monkeypatch.setattr(prior_stage, "completed_curves", lambda *_: [])
+    found = reconstruct(views, replace(QUICK, skip=("refinement",)))
+    assert tree_stages.PRIOR_DENIED in found.warnings and tree_stages.PRIOR_ASSUMED not in found.assumptions
+    assert found.cameras == plain.cameras
+    assert found.tree.length_mm == pytest.approx(plain.tree.length_mm)
