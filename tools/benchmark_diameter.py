@@ -11,7 +11,8 @@ wandering by 0.5 mm (root mean square), its radii the running median over 30 mm,
 off by 20 %; ``found`` is the tree of the inversion under its own cameras. Tracks: ``images`` (vessels found in the
 frames) and ``masks`` (given). With ``--lesions severe`` the artery has the disease of another patient of the split, the
 first of 60 with at least two stenoses of 70 % and no occlusion. Beside ``before`` and ``after`` stands ``no contrast``:
-refined without reading thin lumens from the contrast in the frame. The file is written after every case. Definitions
+refined without reading thin lumens from the contrast in the frame. Of reported stenoses it is counted how often the
+truth at their place lies within what they state. The file is written after every case. Definitions
 of the scores: docs/metrics.md.
 """
 
@@ -31,9 +32,11 @@ import numpy as np
 from licag3d.command import Parser, add_debug_flag, run
 from licag3d.errors import InputError
 
-SCHEMA = "licag3d-diameter-2"
+SCHEMA = "licag3d-diameter-3"
 #: Stenoses from these percents on are counted as reported or missed.
 REPORTED = (50, 70)
+#: The truth of a reported stenosis is the least diameter this near to it along the vessel, mm.
+NEAR_MM = 2.5
 STARTS, TRACKS = ("perturbed", "found"), ("images", "masks")
 LESIONS = ("obstructive", "severe")
 TIMES = ("before", "no contrast", "after")
@@ -272,6 +275,7 @@ def scores(tree, cameras, case, *, aligned: bool, images: bool = True) -> dict[s
         values.setdefault("mld", []).append([one["mld_bias_mm"], one["stenosis_bias_percent"], *about])
     for percent in REPORTED:
         values[f"reported_{percent}"] = list(reported(moved_tree, case, percent))
+    values["told"] = told(moved_tree, case.tree)
     if not images:
         return {key: _plain(value) for key, value in values.items()}
     held_out = [view.true_camera for view in case.held_out]
@@ -305,6 +309,27 @@ def reported(tree, case, percent: float) -> tuple[int, int, int]:
     return found, len(true), sum(not any(_lies_in(case.tree, x, place) for x in near) for place in told)
 
 
+def told(tree, truth) -> list[list[float]]:
+    """Of every reported stenosis of half the diameter or more: error of its minimal diameter, mm, the deviation it
+    states, and 1 where the truth lies in its 90 % interval. Those on no true vessel (2 mm) are left out."""
+    from licag3d.report.result import REPORTED_REFERENCE_MM
+    from licag3d.vessels.stenosis import find_stenoses
+    from licag3d.vessels.tree import arc_length_mm, resample_tree
+
+    fine = resample_tree(truth, 0.1).branches
+    rows = []
+    for lesion in find_stenoses(tree, min_percent=REPORTED[0], min_reference_mm=REPORTED_REFERENCE_MM):
+        away = [np.linalg.norm(b.points_lps_mm - np.asarray(lesion.position_lps_mm), axis=1) for b in fine]
+        k = int(np.argmin([row.min() for row in away]))
+        if away[k].min() > 2.0 or lesion.minimal_sigma_mm is None:
+            continue
+        arc = arc_length_mm(fine[k].points_lps_mm)
+        least = 2 * float(fine[k].radius_mm[np.abs(arc - arc[away[k].argmin()]) <= NEAR_MM].min())
+        low, high = lesion.minimal_90_mm
+        rows.append([lesion.minimal_diameter_mm - least, lesion.minimal_sigma_mm, float(low <= least <= high)])
+    return rows
+
+
 def _lies_in(truth, lesion, place_lps_mm, margin_mm: float = 2.0) -> bool:
     """Whether a place lies within 2 mm of the branch of a lesion, along its stretch or 2 mm around."""
     from licag3d.vessels.tree import arc_length_mm
@@ -317,10 +342,15 @@ def _lies_in(truth, lesion, place_lps_mm, margin_mm: float = 2.0) -> bool:
 
 def _deviation(tree, truth, lesion) -> float:
     """Standard deviation that the tree states for its least diameter within a lesion, mm; NaN where none."""
+    from licag3d.vessels.stenosis import minimal_sigma_mm
+
     rows = [(r, s) for b in tree.branches if b.radius_sigma_mm is not None
             for p, r, s in zip(b.points_lps_mm, b.radius_mm, b.radius_sigma_mm, strict=True)
             if _lies_in(truth, lesion, p, 0.0)]  # fmt: skip
-    return 2 * float(min(rows)[1]) if rows else math.nan
+    if not rows:
+        return math.nan
+    radius, sigma = min(rows)
+    return minimal_sigma_mm(2 * float(radius), 2 * float(sigma))
 
 
 def summary(cases: dict) -> dict:
@@ -331,11 +361,12 @@ def summary(cases: dict) -> dict:
             rows = [case[group][when] for case in cases.values() if group in case]
             found = {}
             for key in rows[0]:
-                if key != "mld" and not key.startswith("reported"):
+                if key not in ("mld", "told") and not key.startswith("reported"):
                     found[key] = interval([row.get(key) for row in rows])
             pairs = [pair for row in rows for pair in row.get("mld", [])]
             found |= lesion_summary(pairs)
             found |= {f"severe_{key}": x for key, x in lesion_summary([p for p in pairs if p[2] >= 70]).items()}
+            found |= told_summary([one for row in rows for one in row.get("told", [])])
             for percent in REPORTED:
                 counts = np.array([row[f"reported_{percent}"] for row in rows])
                 total = counts.sum(0).tolist()
@@ -362,6 +393,16 @@ def lesion_summary(pairs: list) -> dict:
     return found
 
 
+def told_summary(rows: list) -> dict:
+    """How often the truth lies within one and two deviations of reported stenoses, and in their 90 % interval."""
+    values = np.array(rows, float).reshape(-1, 3)
+    if not len(values):
+        return {"told": 0, "told_within_1_deviations": None, "told_within_2_deviations": None, "told_within_90": None}
+    times = np.abs(values[:, 0]) / values[:, 1]
+    shares = {f"told_within_{n}_deviations": float((times <= n).mean()) for n in (1, 2)}
+    return {"told": len(values)} | shares | {"told_within_90": float(values[:, 2].mean())}
+
+
 def interval(values: list) -> dict:
     """``n``, ``mean`` and the bootstrap interval of the mean; None where nothing is known."""
     known = np.array([value for value in values if value is not None], float)
@@ -382,6 +423,9 @@ def show(found: dict) -> None:
         print(f"\n{group} ({both['after']['lesions']} lesions)\n{'':30}" + "".join(f"{when:>26}" for when in TIMES))
         for key in keys:
             print(f"{key:30}" + "".join(_cell(both[when].get(key)) for when in TIMES))
+        for key in ("told_within_1_deviations", "told_within_2_deviations", "told_within_90"):
+            shares = [(both[when][key], both[when]["told"]) for when in TIMES]
+            print(f"{key:30}" + "".join(f"{'-' if x is None else f'{x:.2f} of {n}':>26}" for x, n in shares))
         for percent in REPORTED:
             rows = [both[when][f"reported_{percent}"] for when in TIMES]
             cells = [f"{x['found']} of {x['true']}, false {x['false_per_case']:.2f}" for x in rows]

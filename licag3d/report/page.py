@@ -197,16 +197,21 @@ def _stenoses(result: Reconstruction, lesions: Sequence[dict[str, Any]]) -> str:
         spread = "" if sigma is None else f" \N{PLUS-MINUS SIGN} {_number(sigma, digits)}"
         return f"<td>{_number(value, digits)}{spread}</td>"
 
+    def between(ends: Sequence[float] | None) -> str:
+        return f"<td>{_DASH if ends is None else f'{_number(ends[0], 2)} to {_number(ends[1], 2)}'}</td>"
+
     rows = [f'<tr><td>{int(x["branch"])}</td><td class="left wrap">{escape(names.get(x["branch"], "")) or _DASH}</td>'
             + cell(x["percent_diameter"], x["percent_sigma"], 0)
-            + cell(x["minimal_diameter_mm"], x["minimal_sigma_mm"], 2)
+            + cell(x["minimal_diameter_mm"], x["minimal_sigma_mm"], 2) + between(x["minimal_90_mm"])
             + f'<td>{_number(x["reference_diameter_mm"], 2)}</td><td>{_number(x["length_mm"], 1)}</td>'
             + f'<td>{_number(x["at_mm"], 1)}</td></tr>' for x in lesions]
     heads = "".join(f'<th scope="col">{text}</th>' for text in (
-        "Branch", "Name", "Diameter stenosis, %", "Minimal diameter, mm", "Reference diameter, mm", "Length, mm",
+        "Branch", "Name", "Diameter stenosis, %", "Minimal diameter, mm", "90 % interval, mm",
+        "Reference diameter, mm", "Length, mm",
         "From the start of the branch, mm"))
-    note = ('<p class="hint">Narrowings of half the diameter or more, with one standard deviation. The reference is a '
-            "straight line through the healthy diameters of the branch. Not for diagnosis.</p>")
+    note = ('<p class="hint">Narrowings of half the diameter or more, with one standard deviation. In synthetic '
+            "vessels 9 of 10 listed narrowings lay within the 90 % interval; one that every view hides is not listed. "
+            "The reference is a straight line through the healthy diameters of the branch. Not for diagnosis.</p>")
     return (f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
             + note)
 

@@ -248,6 +248,7 @@ def _lesion_dict(lesion: Stenosis) -> dict[str, Any]:
     return {"branch": lesion.branch_id, "at_mm": lesion.at_mm, "position_lps_mm": list(lesion.position_lps_mm),
             "percent_diameter": lesion.percent_diameter, "percent_sigma": lesion.percent_sigma,
             "minimal_diameter_mm": lesion.minimal_diameter_mm, "minimal_sigma_mm": lesion.minimal_sigma_mm,
+            "minimal_90_mm": None if lesion.minimal_90_mm is None else list(lesion.minimal_90_mm),
             "reference_diameter_mm": lesion.reference_diameter_mm, "length_mm": lesion.length_mm}
 
 

@@ -18,6 +18,11 @@ from licag3d.structures import Branch, VesselTree
 from licag3d.vessels.tree import arc_length_mm, resample_branch
 
 _HEALTHY = 0.9  # at least this share of the reference counts as not narrowed
+#: What a minimal diameter is uncertain by in addition to the radius of any other point, as a share of it: it was chosen
+#: for being the least. With :data:`_SPREADS_90` set on phantom lesions (docs/refinement.md).
+_CHOSEN_SHARE = 0.25
+#: 90 % of phantom lesions lie within this many deviations of the logarithm.
+_SPREADS_90 = 1.75
 
 
 @dataclass(frozen=True)
@@ -26,7 +31,8 @@ class Stenosis:
 
     ``at_mm``: arc length from the start of the branch to the smallest diameter; ``length_mm``: stretch around it with a
     diameter below 90 % of the reference. ``minimal_sigma_mm`` and ``percent_sigma``: standard deviations of the minimal
-    diameter and of the percent, from those of the radii (docs/refinement.md); None where the tree has none.
+    diameter and of the percent, from those of the radii (docs/refinement.md); ``minimal_90_mm``: interval of the
+    minimal diameter that held 90 % of phantom lesions. None where the tree has no deviations.
     """
 
     branch_id: int
@@ -38,6 +44,7 @@ class Stenosis:
     length_mm: float
     minimal_sigma_mm: float | None = None
     percent_sigma: float | None = None
+    minimal_90_mm: tuple[float, float] | None = None
 
 
 def reference_diameter_mm(arc_mm, diameter_mm) -> np.ndarray:
@@ -93,7 +100,7 @@ def _of_branch(branch: Branch, parent: Branch | None, min_percent: float, min_br
         percent = 100 * (1 - diameter[worst] / reference[worst])
         if percent >= min_percent:
             x, y, z = (float(v) for v in points[worst])
-            spread = (None, None)
+            spread = (None, None, None)
             if sigma is not None:
                 spread = _spreads(diameter[worst], reference[worst], sigma, worst, narrow)
             lesions.append(Stenosis(branch.id, float(arc[worst]), (x, y, z), float(diameter[worst]),
@@ -101,12 +108,21 @@ def _of_branch(branch: Branch, parent: Branch | None, min_percent: float, min_br
     return lesions
 
 
-def _spreads(minimal, reference, sigma: np.ndarray, worst: int, narrow: np.ndarray) -> tuple[float, float]:
-    """Standard deviation of the minimal diameter, mm, and of the percent: that of ``1 - minimal / reference``, where
-    the line of reference is taken to be as uncertain as one healthy diameter (they err together along a vessel)."""
+def minimal_sigma_mm(minimal_mm: float, sigma_mm: float) -> float:
+    """Standard deviation of the least diameter of a narrowing, mm, from that of the diameter there."""
+    return float(np.hypot(sigma_mm, _CHOSEN_SHARE * minimal_mm))
+
+
+def _spreads(minimal, reference, sigma: np.ndarray, worst: int, narrow: np.ndarray):
+    """Standard deviation of the minimal diameter, mm, and of the percent, that of ``1 - minimal / reference``, where
+    the line of reference is taken to be as uncertain as one healthy diameter (they err together along a vessel); and
+    the 90 % interval of the minimal diameter, mm. Errors of lumens are even in the logarithm, and at most the lumen is
+    not narrowed at all."""
     healthy = float(np.median(sigma[~narrow])) if (~narrow).any() else float(np.median(sigma))
-    percent = 100 / reference * np.hypot(sigma[worst], minimal / reference * healthy)
-    return float(sigma[worst]), float(percent)
+    least = minimal_sigma_mm(minimal, sigma[worst])
+    percent = 100 / reference * np.hypot(least, minimal / reference * healthy)
+    factor = float(np.exp(_SPREADS_90 * least / minimal))
+    return least, float(percent), (float(minimal / factor), float(min(minimal * factor, reference)))
 
 
 def _theil_sen(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:

@@ -133,6 +133,15 @@ def test_a_short_tight_stenosis_survives_the_trend_and_is_refined_from_frames_th
     spread = trend_sigma(arc, readings, sigma, fit)
     assert spread[60] > np.median(spread)  # a short dip is less sure than a long vessel
 
+    # A kind that sees a narrower lumen for a while, and is overruled, leaves the fit less sure just there.
+    more = np.concatenate([readings, true[:, None] - 0.8 * (np.abs(arc[:, None] - 10) < 3)], 1)
+    doubt = trend_sigma(arc, more, np.full((121, 3), 0.1), fit)
+    assert doubt[20] > 0.8 > 4 * spread[20]
+    assert doubt[45] < 1.2 * spread[45]
+    # Nor does one that looks wider, as a vessel behind makes it.
+    more[:, 2] = true + 0.8 * (np.abs(arc - 10) < 3)
+    assert trend_sigma(arc, more, np.full((121, 3), 0.1), fit)[20] < 0.4
+
     pairs = [seen(75, camera, seed=k) for k, camera in enumerate(CAMERAS)]
     views, evidence = zip(*pairs, strict=True)
     least = {}

@@ -42,7 +42,7 @@ def test_the_perturbed_start_is_off_by_what_it_says(tool):
 
 def test_the_summary_leaves_out_what_is_not_known_and_pools_lesions(tool):
     def scored(value, lesions):
-        told = {"reported_50": [1, 2, 1], "reported_70": [0, 1, 0]}
+        told = {"reported_50": [1, 2, 1], "reported_70": [0, 1, 0], "told": [[-0.3, 0.2, 1.0]] * len(lesions)}
         return {"found, images": {when: {"diameter_sd_mm": value, "mld": lesions} | told for when in tool.TIMES}}
 
     cases = {
@@ -57,6 +57,9 @@ def test_the_summary_leaves_out_what_is_not_known_and_pools_lesions(tool):
     assert found["mld_error_mm"]["mean"] == pytest.approx(0.2)
     assert found["mld_sd_mm"] == pytest.approx(0.2)
     assert found["mld_within_1_deviations"] == 0.5 and found["mld_within_2_deviations"] == 1.0
+    assert found["told"] == 3 and found["told_within_1_deviations"] == 0.0
+    assert found["told_within_2_deviations"] == 1.0 and found["told_within_90"] == 1.0
+    assert tool.told_summary([])["told_within_90"] is None
     assert found["severe_lesions"] == 2 and found["severe_mld_bias_mm"]["mean"] == pytest.approx(0.1)
     assert found["reported_50"] == {"found": 3, "true": 6, "false_per_case": 1.0}
     json.dumps(found, allow_nan=False)
@@ -89,7 +92,12 @@ def test_reported_stenoses_are_told_from_missed_and_false_ones(tool):
     told = tree((20.5, 72), (68, 65))
     assert tool.reported(told, case, 50) == (1, 2, 1)
     assert tool.reported(told, case, 70) == (1, 1, 0)
-    assert tool._deviation(told, true, lesions[0]) == pytest.approx(0.2 * told.branches[0].radius_mm[82], abs=0.01)
+    least = 2 * told.branches[0].radius_mm[82]
+    assert tool._deviation(told, true, lesions[0]) == pytest.approx(least * math.hypot(0.1, 0.25), abs=0.01)
+    # 72 instead of 75 % lies within what is stated; 65 % where nothing is, does not.
+    rows = tool.told(told, true)
+    assert [round(row[0], 1) for row in rows] == [0.1, -1.9] and [row[2] for row in rows] == [1.0, 0.0]
+    assert rows[0][1] == pytest.approx(least * math.hypot(0.1, 0.25), abs=0.01)
 
 
 def test_severe_disease_has_two_tight_stenoses_and_other_seeds_of_the_split(tool):

@@ -199,9 +199,12 @@ def test_stenoses_are_listed_with_their_deviations(tmp_path):
     lesions = json.loads(paths["result.json"].read_text("utf-8"))["stenoses"]
     assert [lesion["branch"] for lesion in lesions] == [branch.id]
     assert lesions[0]["percent_diameter"] == pytest.approx(70, abs=6)
-    assert lesions[0]["minimal_sigma_mm"] == pytest.approx(0.16)
+    least, sigma = lesions[0]["minimal_diameter_mm"], lesions[0]["minimal_sigma_mm"]
+    assert sigma == pytest.approx(np.hypot(0.16, 0.25 * least))
+    low, high = lesions[0]["minimal_90_mm"]
+    assert low < least - sigma and least + sigma < high
     shown = " ".join(Page(paths["report.html"].read_text("utf-8")).texts)
-    assert f"{lesions[0]['minimal_diameter_mm']:.2f} \N{PLUS-MINUS SIGN} 0.16" in shown
+    assert f"{least:.2f} \N{PLUS-MINUS SIGN} {sigma:.2f}" in shown and f"{low:.2f} to {high:.2f}" in shown
 
 
 def test_a_tree_without_stenoses_says_so(page):

@@ -65,12 +65,25 @@ def test_reference_is_a_line_through_the_healthy_part():
 def test_deviations_of_radii_become_those_of_minimal_diameter_and_percent():
     tree = narrowed(80)
     (lesion,) = find_stenoses(tree)
-    assert lesion.minimal_sigma_mm is None and lesion.percent_sigma is None
+    assert lesion.minimal_sigma_mm is None and lesion.percent_sigma is None and lesion.minimal_90_mm is None
     branch = tree.branches[0]
     (lesion,) = find_stenoses(VesselTree((replace(branch, radius_sigma_mm=0.1 + 0 * branch.radius_mm),)))
-    assert lesion.minimal_sigma_mm == pytest.approx(0.2)
-    # 1 - minimal / reference: 0.2 mm of a reference of 3.1 mm, and a fifth of that from the reference itself.
-    assert lesion.percent_sigma == pytest.approx(100 * 0.2 / lesion.reference_diameter_mm * np.hypot(1, 0.2), rel=0.02)
+    least, usual = lesion.minimal_diameter_mm, lesion.reference_diameter_mm
+    # Being the least of all costs a quarter of it.
+    assert lesion.minimal_sigma_mm == pytest.approx(np.hypot(0.2, 0.25 * least))
+    # 1 - minimal / reference: that of the minimum, and a fifth of 0.2 mm from the reference itself.
+    assert lesion.percent_sigma == pytest.approx(100 / usual * np.hypot(lesion.minimal_sigma_mm, 0.2 * 0.2), rel=0.02)
+    low, high = lesion.minimal_90_mm
+    assert 0 < low < least < high < usual
+    assert low * high == pytest.approx(least**2)  # even in the logarithm
+    assert np.log(high / least) == pytest.approx(1.75 * lesion.minimal_sigma_mm / least)
+
+
+def test_at_most_nothing_is_narrowed():
+    branch = narrowed(60).branches[0]
+    (lesion,) = find_stenoses(VesselTree((replace(branch, radius_sigma_mm=0.6 + 0 * branch.radius_mm),)))
+    low, high = lesion.minimal_90_mm
+    assert high == lesion.reference_diameter_mm and 0 < low < 0.4 * lesion.minimal_diameter_mm
 
 
 def test_narrowings_of_thin_vessels_can_be_left_out():
