@@ -8,8 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from licag3d.geometry import Camera
 from licag3d.inversion.assembly import Curve
 from licag3d.inversion.chains import Chains
@@ -18,7 +16,7 @@ from licag3d.inversion.deformation import DeformationSettings, at_first_moment
 from licag3d.inversion.prior_cost import PriorCostSettings, prior_cost
 from licag3d.inversion.prior_evidence import WeakLines
 from licag3d.inversion.prior_fit import PriorFit, PriorSettings, fit_prior
-from licag3d.inversion.snapping import Snapped, SnapSettings, snap_tree
+from licag3d.inversion.snapping import SnapSettings, snap_tree
 
 if TYPE_CHECKING:
     from licag3d.inversion.several import Correspondence
@@ -45,15 +43,12 @@ class PriorStageSettings:
 @dataclass(frozen=True)
 class PriorStage:
     """``curves`` for ``assemble_tree``, ``cameras`` corrected with the tree, ``found``: the last matching (points and
-    confidence in the gauge of these cameras), the ``fit``, the tree laid onto the views, ``facts`` for the report and
-    ``warnings``."""
+    confidence in the gauge of these cameras), the ``fit`` and ``warnings``."""
 
     curves: tuple[Curve, ...]
     cameras: tuple[Camera, ...]
     found: Correspondence
     fit: PriorFit
-    snapped: Snapped
-    facts: dict
     warnings: tuple[str, ...]
 
 
@@ -106,30 +101,19 @@ def prior_stage(
         again = match(fit.cameras, (prior_cost(fit, settings.cost),))
         found = replace(again, scale_from=found.scale_from, assumptions=found.assumptions)
     tell(0.9, "laying the tree onto the views")
-    still, bent_mm = chains, ()
+    still = chains
     if settings.deformation is not None and len(found.cameras) > 1:
-        still, bent_mm = at_first_moment(fit.tree, fit.cameras, chains, settings.deformation, settings.snap)
+        still, _ = at_first_moment(fit.tree, fit.cameras, chains, settings.deformation, settings.snap)
     snapped = snap_tree(fit.tree, fit.cameras, still, settings.snap)
     # One view gives no depth: its flat curves would only contradict the prior's, but are all there is where it yields.
     flat = len(found.cameras) == 1 and fit.overall >= settings.completion.doubt
     matched = [] if flat else list(found.curves)
     curves = completed_curves(snapped, fit.overall, matched, settings.completion)
-    facts = {
-        "artery": fit.artery,
-        "explained": [round(value, 3) for value in fit.explained],
-        "residual_mm": [round(value, 3) for value in fit.residual_mm],
-        "trust": round(fit.overall, 3),
-        "scale": round(fit.scale, 4),
-        "motion_mm": list(bent_mm),
-        "branches": {b.name: round(float(np.mean(t)), 2) for b, t in zip(fit.tree.branches, fit.trust, strict=True)},
-    }
     return PriorStage(
         tuple(curves),
         fit.cameras,
         replace(found, cameras=fit.cameras),
         fit,
-        snapped,
-        facts,
         _warnings(fit, len(chains)),
     )
 

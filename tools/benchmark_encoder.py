@@ -10,7 +10,6 @@ tree (what no picture is needed for), artery accuracy, and how well tuple codes 
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 
@@ -18,10 +17,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from licag3d.command import Parser, run
+from licag3d.io.atomic import write_text
 from licag3d.metrics.alignment import best_similarity, best_translation
 from licag3d.metrics.centerline import harmonic, nearest_distances, tree_points
-from licag3d.models.branch_table import ARTERIES, tree_of
-from licag3d.models.encode_views import frozen_tokens
+from licag3d.models.branch_table import ARTERIES
+from licag3d.models.encode_views import frozen_tokens, vector_tree
 from licag3d.models.encoder import load_tree_encoder
 from licag3d.models.generator import load_generator
 from licag3d.phantom import splits
@@ -45,15 +46,6 @@ def scores(pred, truth) -> dict[str, float]:
         f"f1_{limit:g}mm": harmonic(float((forward <= limit).mean()), float((backward <= limit).mean()))
         for limit in TOLERANCES_MM
     }
-
-
-def written_tree(stage, artery: str, vector: torch.Tensor):
-    """The tree of a written vector, about the origin."""
-    table = stage.tables[artery]
-    sure = vector.clone()
-    places = list(table.offsets[:-1])
-    sure[places] = torch.sigmoid(4 * sure[places])
-    return tree_of(sure.numpy().astype(np.float64), table, np.zeros(3))
 
 
 @torch.no_grad()
@@ -83,7 +75,7 @@ def measure(net, generator, maker: ViewMaker, patients: int, views: int) -> dict
                 error = float(course_errors_mm(stage, artery, written, vector)[0])
                 for key, value in {
                     "course_mm": error,
-                    **scores(written_tree(stage, artery, written[0]), truth),
+                    **scores(vector_tree(stage, artery, written[0]), truth),
                 }.items():
                     said.setdefault(key, []).append(value)
             for k, key in enumerate(("first", "second")):
@@ -94,15 +86,15 @@ def measure(net, generator, maker: ViewMaker, patients: int, views: int) -> dict
     return {"rows": rows, "patient_auc": round(patient_auc(first, second, artery), 4)}
 
 
-def main() -> None:
+def main(argv: list[str]) -> int:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python tools/benchmark_encoder.py", description="Measure the tree encoder.")
     parser.add_argument("--weights", default="tree_encoder", help="embedded weights or a .safetensors file")
     parser.add_argument("--pool", required=True, help="pool of VALIDATION trees, grown where it is missing")
     parser.add_argument("--trees", type=int, default=48, help="of the pool")
     parser.add_argument("--patients", type=int, default=24, help="per artery")
     parser.add_argument("--json", help="write the figures there")
-    given = parser.parse_args()
+    given = parser.parse_args(argv)
     generator, _ = load_generator()
     pool = pool_of(given.pool, given.trees, splits.VALIDATION)
     tables = generator.structure.tables
@@ -112,9 +104,9 @@ def main() -> None:
         print(f"{name:18s}" + "  ".join(f"{key} {value:.3f}" for key, value in row.items()))
     print(f"patients told apart (area under the curve): {found['patient_auc']:.3f}")
     if given.json:
-        with open(given.json, "w", encoding="utf-8") as file:
-            json.dump(found, file, indent=1)
+        write_text(given.json, json.dumps(found, indent=1))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

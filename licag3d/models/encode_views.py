@@ -90,7 +90,6 @@ def encode_views(
     *,
     encoder: TreeFromViews,
     artery: str | None = None,
-    box_center_mm=None,
     images: Sequence[np.ndarray] | None = None,
     device: str | torch.device | None = None,
     sweeps: int = SWEEPS,
@@ -101,14 +100,13 @@ def encode_views(
         views_or_evidence: evidence per view, or views whose evidence is found first.
         cameras: per view; as the user has them or corrected. None takes those of the views.
         artery: ``rca`` or ``lca`` where it is known; None: the likelier one.
-        box_center_mm: ``(3,)`` where the centre of the box is known; the code then describes the tree about it.
         images: frames ``(rows, cols)`` 0..1, for encoders that see them (``channels`` 3).
         sweeps: corrections of the code after the first, about 15 ms each with two views.
 
     Raises:
         InputError: no view or more than eight, cameras of another number or another size than the evidence.
     """
-    return _encode(views_or_evidence, cameras, encoder, artery, box_center_mm, images, device, sweeps, each=False)[0]
+    return _encode(views_or_evidence, cameras, encoder, artery, images, device, sweeps, each=False)[0]
 
 
 def encode_each(
@@ -124,7 +122,7 @@ def encode_each(
     """Every view by itself: whether views show the same artery (``label_probability``) of the same patient
     (:func:`tuple_consistency`). Arguments as of :func:`encode_views`.
     """
-    return _encode(views_or_evidence, cameras, encoder, artery, None, images, device, sweeps, each=True)
+    return _encode(views_or_evidence, cameras, encoder, artery, images, device, sweeps, each=True)
 
 
 def tuple_consistency(first: Encoding, second: Encoding, *, encoder: TreeFromViews) -> float:
@@ -146,47 +144,20 @@ def encoded_tree(encoding: Encoding, generator) -> VesselTree:
     w = torch.from_numpy(encoding.w_plus)[None]
     with torch.no_grad():
         vector = generator.structure.vectors(w[:, : generator.config.structure], encoding.artery)[0]
-    table = generator.structure.tables[encoding.artery]
+    return vector_tree(generator.structure, encoding.artery, vector, encoding.center_mm)
+
+
+def vector_tree(stage, artery: str, vector: torch.Tensor, center_mm=(0.0, 0.0, 0.0)) -> VesselTree:
+    """The tree of a vector that the structure stage wrote, world LPS mm: branches are there with a probability."""
+    table = stage.tables[artery]
+    sure = vector.clone()
     places = list(table.offsets[:-1])
-    vector[places] = torch.sigmoid(4 * vector[places])
-    return tree_of(vector.numpy().astype(np.float64), table, encoding.center_mm)
-
-
-def shifted_code(w_plus: torch.Tensor, artery: str, shift_mm, generator) -> torch.Tensor:
-    """W+ ``(styles, w_dim)`` of the same tree moved in its box: least squares on the place of the trunk alone.
-
-    Only the style that writes the trunk changes, by the smallest amount that moves its first point by ``shift_mm``.
-    """
-    stage, index = generator.structure, ARTERIES.index(artery)
-    size = stage.tables[ARTERIES[index]].offsets[1]
-    spread = getattr(stage, f"{artery}_spread")[:size]
-    rows = slice(stage.rows(artery, 0).start, stage.rows(artery, 0).start + size)  # the trunk is the first branch
-
-    def written(x: torch.Tensor) -> torch.Tensor:
-        hidden = torch.nn.functional.silu(stage.first[0](x[None]))
-        return spread * (stage.straight[0](x[None]) + stage.last[0](hidden))[0, rows]
-
-    out = w_plus.clone()
-    w, before = out[0].clone(), written(out[0])
-    wanted = torch.zeros(size)
-    wanted[1:4] = torch.as_tensor(np.asarray(shift_mm, np.float64), dtype=torch.float32)
-    for _ in range(12):  # the heads are nearly linear: it ends after two or three
-        left = wanted - (written(w) - before)
-        if float(left.abs().max()) < 1e-4:
-            break
-        slope = torch.autograd.functional.jacobian(written, w)
-        step = slope.T @ torch.linalg.solve(slope @ slope.T + 1e-6 * torch.eye(size), left)
-        for _ in range(6):  # far from patients the heads bend: then a part of the step
-            if (wanted - (written(w + step) - before)).norm() < left.norm():
-                break
-            step = 0.5 * step
-        w = w + step
-    out[0] = w.detach()
-    return out
+    sure[places] = torch.sigmoid(4 * sure[places])
+    return tree_of(sure.numpy().astype(np.float64), table, np.asarray(center_mm, np.float64))
 
 
 @torch.no_grad()
-def _encode(items, cameras, encoder, artery, box_center_mm, images, device, sweeps, *, each: bool) -> list[Encoding]:
+def _encode(items, cameras, encoder, artery, images, device, sweeps, *, each: bool) -> list[Encoding]:
     evidence, cameras, images = _checked(items, cameras, images, encoder, artery)
     config = encoder.config
     device = next(encoder.parameters()).device if device is None else torch.device(device)
@@ -203,10 +174,7 @@ def _encode(items, cameras, encoder, artery, box_center_mm, images, device, swee
     for group in groups:
         part = seen.only(group)
         codes = encoder.read(part, chosen, sweeps=sweeps)
-        out.append(
-            _encoding(encoder, codes, part, [windows[k] for k in group], [cameras[k] for k in group], artery,
-                      box_center_mm)
-        )  # fmt: skip
+        out.append(_encoding(encoder, codes, part, [windows[k] for k in group], [cameras[k] for k in group], artery))
     return out
 
 
@@ -230,25 +198,18 @@ def frozen_tokens(encoder: TreeFromViews, pictures: torch.Tensor) -> torch.Tenso
     return maps.unflatten(0, pictures.shape[:2])
 
 
-def _encoding(encoder, codes, seen, windows, cameras, artery, box_center_mm) -> Encoding:
+def _encoding(encoder, codes, seen, windows, cameras, artery) -> Encoding:
     chance = torch.sigmoid(codes.label[0]).cpu().numpy()
     # Right and left exclude each other.
     chance[:2] = torch.softmax(codes.label[0, :2], 0).cpu().numpy()
     index = int(chance[1] > chance[0]) if artery is None else ARTERIES.index(artery)
     place = np.stack([window.center_mm for window in windows]) + codes.place_mm[0].cpu().numpy()
     center, offset = _center(cameras, place)
-    w_plus = codes.w_plus[0].float().cpu()
-    if box_center_mm is not None:
-        from licag3d.models.generator import load_generator
-
-        wanted = np.asarray(box_center_mm, np.float64)
-        w_plus = shifted_code(w_plus, ARTERIES[index], center - wanted, load_generator()[0])
-        center = wanted
     first = sum(encoder.slots[:index])
     rows = [*range(first, first + encoder.slots[index]), sum(encoder.slots)]
     names, share = encoder.names(seen.maps[0].movedim(1, -1))
     return Encoding(
-        w_plus=w_plus.numpy(),
+        w_plus=codes.w_plus[0].float().cpu().numpy(),
         artery=ARTERIES[index],
         label_probability=chance,
         tuple_code=codes.tuple_code[0].cpu().numpy(),
@@ -277,10 +238,9 @@ def _center(cameras: Sequence[Camera], place_mm: np.ndarray) -> tuple[np.ndarray
     if max(_away(ray, center) for ray in rays) > _TOGETHER_MM:
         center = _nearest(rays[:1])
     offsets = []
-    for camera, (source, along) in zip(cameras, rays, strict=True):
+    for source, along in rays:
         to_center = center - source
         offsets.append(along * (to_center @ along) - to_center)
-        del camera
     return center, np.array(offsets)
 
 

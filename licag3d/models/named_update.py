@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -250,8 +249,3 @@ def patients_moments(update: NamedUpdate, stage, codes: torch.Tensor, artery: st
             vectors = stage.vectors(part[:, : stage.groups], artery)
             places.append(update.places(stage.courses(vectors, artery)).flatten(1))
     update.set_moments(artery, codes.flatten(1), torch.cat(places))
-
-
-def hats_of_truth(samples: int, count: int) -> np.ndarray:
-    """:func:`_hats` of evenly spread samples, for tests and pictures."""
-    return _hats(torch.linspace(0, 1, samples), count, normal=True).numpy()

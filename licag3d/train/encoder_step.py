@@ -16,6 +16,7 @@ from licag3d.models.encode_views import frozen_tokens
 from licag3d.models.encoder import Codes, TreeFromViews, ViewFeatures
 from licag3d.models.generator_config import INSIDE_MU
 from licag3d.models.lift import with_residual
+from licag3d.models.named_update import project
 from licag3d.train.encoder_settings import EncoderStepSettings
 from licag3d.train.generator_vectors import as_logits, vector_loss
 
@@ -223,13 +224,8 @@ def line_pictures(
         points.append(0.5 * (course[:, 1:] + course[:, :-1]))
         mass.append(gate * torch.pi * (0.5 * (radius[:, 1:] + radius[:, :-1])).square() * length)
     points, mass = torch.cat(points, 1), torch.cat(mass, 1)
-    beam, column, row = cameras[..., :3], cameras[..., 3:6], cameras[..., 6:9]
-    depth = torch.einsum("bpk,bvk->bvp", points, beam)
-    grow = log_scale.exp()[..., None] / (1 + depth / 750.0)
-    x = torch.einsum("bpk,bvk->bvp", points, column) * grow + place_mm[..., :1]
-    y = torch.einsum("bpk,bvk->bvp", points, row) * grow + place_mm[..., 1:]
     step = window_mm / pixels
-    at = torch.stack([x, y], -1) / step + 0.5 * pixels
+    at = project(points, cameras, place_mm, log_scale)[0] / step + 0.5 * pixels
     picture = splat(at.flatten(0, 1), mass[:, None].expand(b, v, -1).flatten(0, 1) / step**2, pixels)
     kernel = picture.new_tensor([[1.0, 2, 1], [2, 4, 2], [1, 2, 1]])[None, None] / 16
     return (INSIDE_MU * F.conv2d(picture[:, None], kernel, padding=1)[:, 0]).unflatten(0, (b, v))

@@ -20,7 +20,7 @@ def add_flags(parser) -> None:
     data.add_argument("--pool", metavar="DIR", help="pool of phantom frames (python -m licag3d.data.phantom_frames)")
     data.add_argument("--validation", metavar="DIR", help="pool of validation frames; made beside the run if missing")
     data.add_argument("--images", metavar="DIR", help="own frames (PNG, TIFF, JPEG, DICOM)")
-    data.add_argument("--masks", metavar="DIR", help="vessel masks of the same names (vessels not zero)")
+    data.add_argument("--masks", metavar="DIR", help="masks of the same names (vessels bright, or labels 1 to 32 on 0)")
     data.add_argument("--pixel-size", type=float, default=0.25, metavar="MM", help="own frames: mm at the isocentre")
     model = parser.add_argument_group("model")
     model.add_argument("--init", default="random", metavar="random|embedded|FILE", help="weights to begin with")
