@@ -50,7 +50,7 @@ NOT_JUDGED = (
     "Absorption, table, patient and collisions of the C-arm are not judged; vessels that were not found may "
     "cover as well."
 )
-_DEGREE, _DASH = "\N{DEGREE SIGN}", "\N{EN DASH}"
+_DEGREE, _SPACE = "\N{DEGREE SIGN}", "\N{NO-BREAK SPACE}"
 _COLORS = ((40, 120, 210), (110, 190, 225), (225, 230, 235), (240, 190, 110), (230, 90, 40))
 _WORST_PERCENT, _CELL = 100.0, 14
 
@@ -170,10 +170,10 @@ def _trust(error_mm: float | None, share: float | None, level: str) -> tuple[str
         return "unknown", "nothing is known of its errors"
     said = []
     if error_mm is not None:
-        said.append(f"expected error {error_mm:.1f} mm" + (" or more" if error_mm >= 10 else ""))
+        said.append(f"expected error {error_mm:.1f}{_SPACE}mm" + (" or more" if error_mm >= 10 else ""))
     if share is not None and share >= 0.25:
-        said.append(f"{100 * share:.0f} % of its depth not measured by two views")
-    reason = ", ".join(said) or "measured by two views"
+        said.append(f"depth of {100 * share:.0f}{_SPACE}% not borne out by two views")
+    reason = ", ".join(said) or "borne out by two views"
     if error_mm is not None and error_mm >= WITHHELD_MM:
         return "withheld", reason
     if error_mm is None and share is not None and share >= 1:
@@ -273,7 +273,8 @@ def guide_html(targets: Sequence[Target], cameras: Sequence[Camera]) -> str:
     return (
         '<section aria-labelledby="h-guide"><h2 id="h-guide">Views to consider</h2>'
         '<p class="hint">Angulations with little foreshortening and little overlap by other branches of this '
-        f"tree, best first, within {views.REACH_PRIMARY_DEG:.0f}{_DEGREE} LAO or RAO and {views.REACH_SECONDARY_DEG:.0f}{_DEGREE} "
+        f"tree, best first, within {views.REACH_PRIMARY_DEG:.0f}{_DEGREE} LAO or RAO and "
+        f"{views.REACH_SECONDARY_DEG:.0f}{_DEGREE} "
         f"cranial or caudal. <strong>{NOT_JUDGED}</strong> They are as good as the reconstruction: look at the trust "
         f"below each name.</p>{alone}"
         f'<div class="guide"><div class="scroll"><table><thead><tr>{heads}</tr></thead>{rows}</table></div>'

@@ -85,3 +85,18 @@ def test_without_webgl_three_pictures_and_a_word(case, tmp_path):
 def test_hostile_names_do_not_run(case, tmp_path):
     dom, console, _ = load(case[1], tmp_path, *SOFTWARE_GL)
     assert '<img src="x"' not in dom and "Content Security Policy" not in console
+
+
+def test_turning_to_an_angulation(case, tmp_path):
+    """``#look=40,-20``: LAO 40, CAU 20, the axes lie on the screen as that C-arm view has them."""
+    from licag3d.geometry import Camera
+
+    dom, console, _ = load(case[1], tmp_path, *SOFTWARE_GL, anchor="#look=40,-20")
+    frame = Camera(40, -20, sid_mm=1000, sod_mm=750, spacing_row_mm=0.3, spacing_col_mm=0.3, rows=512, cols=512).frame
+    ends = re.findall(r'<line x1="0" y1="0" x2="([^"]+)" y2="([^"]+)" stroke="(#\w+)" stroke-width="2.5"', dom)
+    drawn = {color: np.array([x, y], float) / 32 for x, y, color in ends}
+    for axis, color in enumerate(("#ff7a7a", "#7ddc8a", "#7fb4ff")):  # left, back, head
+        np.testing.assert_allclose(drawn[color], [frame.column[axis], frame.row[axis]], atol=2e-3)
+    assert console == ""
+    assert re.findall(r"<button[^>]*data-look[^>]*>", dom)
+    assert not any("disabled" in button for button in re.findall(r"<button[^>]*data-look[^>]*>", dom))
