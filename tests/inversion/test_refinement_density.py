@@ -14,8 +14,10 @@ from licag3d.inversion.refinement import RefinementSettings, refine_tree
 from licag3d.inversion.refinement_density import Density, frame_image, read_density, thin_readings
 from licag3d.inversion.refinement_profiles import shadows, view_points
 from licag3d.inversion.refinement_radius import robust_trend, trend_sigma
+from licag3d.inversion.settings import inversion_settings
 from licag3d.metrics.images import path_mm
 from licag3d.structures import Branch, VesselEvidence, VesselTree, View
+from licag3d.vessels.stenosis import find_stenoses
 from licag3d.vessels.tree import arc_length_mm
 
 COMMON = {"sid_mm": 1000.0, "sod_mm": 750.0, "spacing_row_mm": 0.3, "spacing_col_mm": 0.3, "rows": 300, "cols": 300}
@@ -153,3 +155,17 @@ def test_a_short_tight_stenosis_survives_the_trend_and_is_refined_from_frames_th
     wanted = 2 * trunk(75).radius_mm.min()
     assert least[False] > wanted + 0.4
     assert least[True] == pytest.approx(wanted, abs=0.25)
+
+
+def test_the_fast_quality_reports_stenoses_without_the_frame():
+    settings = inversion_settings(quality="fast").refinement
+    assert not settings.density
+    assert all(inversion_settings(quality=quality).refinement.density for quality in ("default", "best"))
+    pairs = [seen(90, camera, seed=k) for k, camera in enumerate(CAMERAS)]
+    views, evidence = zip(*pairs, strict=True)
+    tree = refine_tree(VesselTree((trunk(0),)), CAMERAS, views, evidence, settings).tree
+    (lesion,) = find_stenoses(tree, min_percent=50)
+    assert lesion.at_mm == pytest.approx(25, abs=2)
+    # The evidence here takes a stenosis for six tenths of what it is: reported, and too wide.
+    assert lesion.minimal_diameter_mm > 2 * trunk(90).radius_mm.min() + 0.3
+    assert lesion.minimal_90_mm[0] < 0.75 * lesion.minimal_diameter_mm
