@@ -11,13 +11,13 @@ import numpy as np
 from licag3d.geometry import Camera
 from licag3d.inversion.chains import Chains
 from licag3d.inversion.contrast import image_planes
-from licag3d.inversion.joining import SURE, JoinSettings, borne_out, join_pieces, piece_lengths
+from licag3d.inversion.joining import SURE, Join, JoinSettings, borne_out, join_pieces, piece_lengths
 from licag3d.inversion.matching import Match
 from licag3d.inversion.sights import LEAST_CHANCE, Sight, least_chance
 from licag3d.inversion.smoothing import smooth_curve
 from licag3d.structures import VesselTree
 from licag3d.vessels.graph import trace_tree
-from licag3d.vessels.tree import Join, arc_length_mm, resample_tree
+from licag3d.vessels.tree import arc_length_mm, resample_tree
 
 #: An angiogram does not resolve thinner vessels; a reading below it is a broken reading, not a vessel.
 LEAST_RADIUS_MM = 0.3
@@ -124,7 +124,7 @@ def _runs(
 
 @dataclass(frozen=True)
 class Assembly:
-    """One connected ``tree``, the ``bridges`` laid to make it one, and the lengths of the pieces left out, mm."""
+    """A ``tree`` in one piece or several, the ``bridges`` laid in it, and the lengths of the pieces left out, mm."""
 
     tree: VesselTree
     bridges: tuple[Join, ...]

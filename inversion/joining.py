@@ -15,12 +15,23 @@ import numpy as np
 from licag3d.inversion.sights import LEAST_CHANCE, Sight, least_chance
 from licag3d.structures import VesselTree
 from licag3d.vessels.graph import trace_tree
-from licag3d.vessels.tree import Join, arc_length_mm, flatten_tree, tree_edges
+from licag3d.vessels.tree import arc_length_mm, flatten_tree, tree_edges
 
 #: Spacing of the points of a bridge, mm. Its confidence is 0: nobody saw it.
 STEP_MM = 0.5
 #: Places at least this sure are those on which two views agree.
 SURE = 0.9
+
+
+@dataclass(frozen=True)
+class Join:
+    """A bridge between two pieces: gap in mm between ``from_lps_mm`` and ``to_lps_mm``, and the length of the smaller
+    of both pieces."""
+
+    gap_mm: float
+    from_lps_mm: tuple[float, float, float]
+    to_lps_mm: tuple[float, float, float]
+    joined_length_mm: float
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from licag3d.geometry import Camera
 from licag3d.inversion.chains import Chains
 from licag3d.inversion.matching import MatchSettings
 from licag3d.inversion.several import Correspondence
+from licag3d.metrics.alignment import best_rotation
 
 #: How the views are matched once more: cameras, chains and settings of the matching in, what they agree on out.
 Rematch = Callable[[tuple[Camera, ...], tuple[Chains, ...], MatchSettings], Correspondence]
@@ -131,16 +132,10 @@ def _similarity(other: Correspondence, found: Correspondence):
         return lambda points: points
     keep = np.ones(len(a), bool)
     for _ in range(6):
-        scale, rotation, source, target = _umeyama(a[keep], b[keep])
+        source, target = a[keep].mean(0), b[keep].mean(0)
+        mine, theirs = a[keep] - source, b[keep] - target
+        rotation = best_rotation(mine, theirs)
+        scale = float(np.clip((theirs * (mine @ rotation.T)).sum() / max((mine**2).sum(), 1e-12), 0.5, 2.0))
         gap = np.linalg.norm(scale * (a - source) @ rotation.T + target - b, axis=1)
         keep = gap <= max(float(np.quantile(gap, 0.5)), 1e-9)
     return lambda points: scale * (points - source) @ rotation.T + target
-
-
-def _umeyama(a: np.ndarray, b: np.ndarray):
-    """Least-squares similarity (Umeyama, IEEE TPAMI 1991;13:376): b ~ scale * rotation (a - source) + target."""
-    source, target = a.mean(0), b.mean(0)
-    u, size, vt = np.linalg.svd((b - target).T @ (a - source) / len(a))
-    sign = np.array([1.0, 1.0, np.sign(np.linalg.det(u @ vt)) or 1.0])
-    variance = max(float(((a - source) ** 2).sum(1).mean()), 1e-12)
-    return float(np.clip((size * sign).sum() / variance, 0.5, 2.0)), u @ np.diag(sign) @ vt, source, target

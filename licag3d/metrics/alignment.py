@@ -198,15 +198,21 @@ def _closest_points(objective: _Objective, s: Similarity, rigid: bool, tolerance
     return best
 
 
+def best_rotation(source: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """The rotation ``(3, 3)``, no reflection, that takes ``source`` ``(n, 3)`` nearest to ``target`` ``(n, 3)``, both
+    about their means (Umeyama, IEEE TPAMI 1991;13:376)."""
+    u, _, vt = np.linalg.svd(target.T @ source)
+    sign = np.array((1.0, 1.0, np.sign(np.linalg.det(u) * np.linalg.det(vt))))
+    return (u * sign) @ vt
+
+
 def _fit(source: np.ndarray, target: np.ndarray, previous: Similarity, rigid: bool) -> Similarity:
-    """Least-squares transform of pairs (Umeyama, IEEE TPAMI 1991;13:376), held within the bounds."""
+    """Least-squares transform of pairs, held within the bounds."""
     mean_source, mean_target = source.mean(0), target.mean(0)
     scale, rotation = 1.0, np.eye(3)
     if not rigid:
         a, b = source - mean_source, target - mean_target
-        u, d, vt = np.linalg.svd(b.T @ a)
-        sign = np.array((1.0, 1.0, np.sign(np.linalg.det(u) * np.linalg.det(vt))))
-        rotation = _bounded_rotation((u * sign) @ vt)
+        rotation = _bounded_rotation(best_rotation(a, b))
         scale = float(np.clip((b * (a @ rotation.T)).sum() / max((a * a).sum(), 1e-12), *SCALE_RANGE))
     moved = scale * rotation @ (mean_source - previous.pivot_mm) + previous.pivot_mm
     return Similarity(scale, rotation, mean_target - moved, previous.pivot_mm)

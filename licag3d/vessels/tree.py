@@ -28,17 +28,6 @@ class FlatTree:
     error_mm: np.ndarray
 
 
-@dataclass(frozen=True)
-class Join:
-    """A bridge that ``connect_components`` laid: gap in mm between ``from_lps_mm`` and ``to_lps_mm``, and the length of
-    the smaller of both pieces."""
-
-    gap_mm: float
-    from_lps_mm: tuple[float, float, float]
-    to_lps_mm: tuple[float, float, float]
-    joined_length_mm: float
-
-
 def branch_length_mm(branch: Branch) -> float:
     """Arc length of one branch."""
     return float(np.linalg.norm(np.diff(branch.points_lps_mm, axis=0), axis=1).sum())
@@ -178,14 +167,13 @@ def tree_edges(tree: VesselTree) -> np.ndarray:
     return np.concatenate(edges)
 
 
-def retrace_tree(tree: VesselTree, *, root_lps_mm=None, min_branch_mm: float = 0.0, extra_edges=()) -> VesselTree:
+def retrace_tree(tree: VesselTree, *, root_lps_mm=None, min_branch_mm: float = 0.0) -> VesselTree:
     """The same centrelines with branches found anew: from the end nearest to ``root_lps_mm`` (default the thickest),
     main vessels first, spurs shorter than ``min_branch_mm`` beyond their parent's lumen dropped."""
     flat = flatten_tree(tree)
     if len(flat.points_lps_mm) == 0:
         return tree
-    edges = np.concatenate([tree_edges(tree), np.asarray(extra_edges, np.int64).reshape(-1, 2)])
-    points, radius, edges, confidence, kept = _merged(flat, edges)
+    points, radius, edges, confidence, kept = _merged(flat, tree_edges(tree))
     root = None
     if root_lps_mm is not None:
         degree = np.bincount(edges.ravel(), minlength=len(points))
@@ -218,43 +206,6 @@ def prune_spurs(tree: VesselTree, min_branch_mm: float) -> VesselTree:
         branches = kept
 
 
-def connect_components(tree: VesselTree, *, max_gap_mm: float = float("inf"), root_lps_mm=None,
-                       min_branch_mm: float = 0.0) -> tuple[VesselTree, tuple[Join, ...]]:
-    """One tree out of several pieces, each bridged at its shortest gap, nearest first; branches are traced anew.
-
-    Nothing is hidden: every bridge is returned. Pieces farther than ``max_gap_mm`` stay pieces of their own.
-    """
-    from scipy.spatial import cKDTree
-
-    flat = flatten_tree(tree)
-    if not tree.branches:
-        return tree, ()
-    label = _component_labels(len(flat.points_lps_mm), tree_edges(tree))
-    joins: list[Join] = []
-    bridges: list[tuple[int, int]] = []
-    lengths = np.bincount(label[flat.segments[:, 0]], np.linalg.norm(
-        flat.points_lps_mm[flat.segments[:, 0]] - flat.points_lps_mm[flat.segments[:, 1]], axis=1),
-        minlength=int(label.max()) + 1)
-    while len(np.unique(label)) > 1:
-        best = None
-        for piece in np.unique(label):
-            mine, others = np.flatnonzero(label == piece), np.flatnonzero(label != piece)
-            gap, nearest = cKDTree(flat.points_lps_mm[others]).query(flat.points_lps_mm[mine])
-            k = int(np.argmin(gap))
-            if best is None or gap[k] < best[0]:
-                best = (float(gap[k]), int(mine[k]), int(others[nearest[k]]))
-        if best is None or best[0] > max_gap_mm:
-            break
-        gap, a, b = best
-        small, large = (a, b) if lengths[label[a]] <= lengths[label[b]] else (b, a)
-        joins.append(Join(gap, _triple(flat.points_lps_mm[small]), _triple(flat.points_lps_mm[large]),
-                          float(lengths[label[small]])))
-        bridges.append((a, b))
-        lengths[label[large]] += lengths[label[small]] + gap
-        label[label == label[small]] = label[large]
-    return retrace_tree(tree, root_lps_mm=root_lps_mm, min_branch_mm=min_branch_mm, extra_edges=bridges), tuple(joins)
-
-
 def component_count(tree: VesselTree) -> int:
     """Number of pieces that no parent link joins."""
     return sum(branch.parent is None for branch in tree.branches)
@@ -269,15 +220,3 @@ def _merged(flat: FlatTree, edges: np.ndarray):
     np.maximum.at(radius, new, flat.radius_mm)
     edges = new[edges]
     return (flat.points_lps_mm[kept], radius, edges[edges[:, 0] != edges[:, 1]], flat.confidence[kept], kept)
-
-
-def _component_labels(count: int, edges: np.ndarray) -> np.ndarray:
-    from scipy.sparse import coo_matrix
-    from scipy.sparse.csgraph import connected_components
-
-    graph = coo_matrix((np.ones(len(edges)), (edges[:, 0], edges[:, 1])), shape=(count, count))
-    return connected_components(graph, directed=False)[1]
-
-
-def _triple(point) -> tuple[float, float, float]:
-    return float(point[0]), float(point[1]), float(point[2])

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from vessel_trees import coronary
 
 from licag3d.geometry import Camera
 from licag3d.inversion.assembly import AssemblySettings, Curve, assemble_tree, without_denied
@@ -132,3 +133,22 @@ def test_views_say_what_they_see():
     assert seen[0] == pytest.approx(0.8) and seen[1] == 0.0 and np.isnan(seen[2])
     assert least_chance(points, [sight]) == pytest.approx([0.8, 0.0, 1.0])
     assert least_chance(points, []) == pytest.approx([1.0, 1.0, 1.0])
+
+
+def test_pieces_are_joined_and_every_bridge_is_reported():
+    main = coronary().branches[0]
+    pieces = VesselTree((
+        Branch(0, None, main.points_lps_mm[:60], main.radius_mm[:60]),
+        Branch(1, None, main.points_lps_mm[66:130], main.radius_mm[66:130]),
+        Branch(2, None, main.points_lps_mm[140:], main.radius_mm[140:]),
+    ))
+    joined, joins = join_pieces(pieces, ())
+    assert component_count(joined) == 1 and len(joined.branches) == 1 and len(joins) == 2
+    truth = [np.linalg.norm(main.points_lps_mm[66] - main.points_lps_mm[59]),
+             np.linalg.norm(main.points_lps_mm[140] - main.points_lps_mm[129])]
+    assert [j.gap_mm for j in joins] == pytest.approx(sorted(truth))
+    assert joined.length_mm == pytest.approx(pieces.length_mm + sum(truth))
+    np.testing.assert_allclose(joined.branches[0].points_lps_mm[0], main.points_lps_mm[0])
+    near, joins = join_pieces(pieces, (), longest_mm=sum(truth) / 2)
+    assert component_count(near) == 2 and len(joins) == 1
+    assert join_pieces(VesselTree(), ()) == (VesselTree(), ())

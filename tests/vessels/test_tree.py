@@ -10,8 +10,6 @@ from vessel_trees import coronary, tube
 from licag3d.structures import Branch, VesselTree
 from licag3d.vessels.tree import (
     branch_length_mm,
-    component_count,
-    connect_components,
     flatten_tree,
     point_to_polyline_mm,
     prune_spurs,
@@ -95,25 +93,6 @@ def test_retracing_keeps_the_tree():
     assert turned.length_mm == pytest.approx(tree.length_mm, rel=1e-9)
     np.testing.assert_allclose(turned.branches[0].points_lps_mm[0], tree.branches[1].points_lps_mm[-1])
     assert validate_tree(turned, tolerance_mm=1e-6) == []
-
-
-def test_pieces_are_joined_and_every_bridge_is_reported():
-    main = coronary().branches[0]
-    pieces = VesselTree((
-        Branch(0, None, main.points_lps_mm[:60], main.radius_mm[:60]),
-        Branch(1, None, main.points_lps_mm[66:130], main.radius_mm[66:130]),
-        Branch(2, None, main.points_lps_mm[140:], main.radius_mm[140:]),
-    ))
-    joined, joins = connect_components(pieces)
-    assert component_count(joined) == 1 and len(joined.branches) == 1 and len(joins) == 2
-    truth = [np.linalg.norm(main.points_lps_mm[66] - main.points_lps_mm[59]),
-             np.linalg.norm(main.points_lps_mm[140] - main.points_lps_mm[129])]
-    assert [j.gap_mm for j in joins] == pytest.approx(sorted(truth))
-    assert joined.length_mm == pytest.approx(pieces.length_mm + sum(truth))
-    np.testing.assert_allclose(joined.branches[0].points_lps_mm[0], main.points_lps_mm[0])
-    near, joins = connect_components(pieces, max_gap_mm=sum(truth) / 2)
-    assert component_count(near) == 2 and len(joins) == 1
-    assert connect_components(VesselTree()) == (VesselTree(), ())
 
 
 def test_prune_spurs_keeps_parents():
