@@ -85,7 +85,7 @@ def evolve_camera(
     # Where vessels are counts, not how thick they are: every ray through a lumen should weigh alike.
     volume = torch.from_numpy(tree_occupancy(tree, grid, supersample=2).values)
     small = camera.resized(settings.size, settings.size)
-    targets = [_blurred(_shrunk(evidence, settings.size), blur / small.mm_per_pixel) for blur in settings.blur_mm]
+    targets = [_blurred(_shrunk(evidence, settings.size), small, blur) for blur in settings.blur_mm]
     frame = epipolar_pair(reference, camera)
     basis = np.stack([frame.across, frame.toward, np.cross(frame.across, frame.toward)])
     sigma = np.array([settings.angle_sigma_deg, settings.angle_sigma_deg, settings.sid_sigma_mm, settings.sod_sigma_mm])
@@ -109,7 +109,7 @@ def evolve_camera(
         cameras = Cameras.stack([build(x) for x in population])
         with torch.no_grad():
             paths = project_volume(volume, cameras, voxel_size_mm=grid.spacing_mm, origin_mm=grid.origin_mm)
-            drawn = _blurred(1.0 - torch.exp(-paths), settings.blur_mm[level] / small.mm_per_pixel)
+            drawn = _blurred(1.0 - torch.exp(-paths), small, settings.blur_mm[level])
             target = targets[level]
             overlap = (drawn * target).sum((1, 2)) / (drawn.square().sum((1, 2)).sqrt() * target.norm() + 1e-6)
         loss = 1.0 - overlap.double().numpy()
@@ -138,50 +138,22 @@ def evolve_camera(
     return EvolvedCamera(corrected, value, before, tuple(history), tried[0])
 
 
-def descend_camera(
-    tree: VesselTree,
-    camera: Camera,
-    evidence: VesselEvidence,
-    settings: EvolutionSettings | None = None,
-    *,
-    steps: int = 120,
-    rate_mm: float = 0.6,
-) -> EvolvedCamera:
-    """The same loss by gradients alone (Adam on the offset, coarse to fine): what evolution is measured against."""
-    settings = settings or EvolutionSettings()
-    grid = tree_grid(tree, settings.spacing_mm)
-    volume = torch.from_numpy(tree_occupancy(tree, grid, supersample=2).values)
-    small = camera.resized(settings.size, settings.size)
-    targets = [_blurred(_shrunk(evidence, settings.size), blur / small.mm_per_pixel) for blur in settings.blur_mm]
-    base = Cameras.stack([small])
-    move = torch.zeros(1, 3, dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.Adam([move], lr=rate_mm)
-    history = []
-    for step in range(steps):
-        level = int(step >= steps // 2)
-        paths = project_volume(volume, base.replace(offset_lps_mm=base.offset_lps_mm + move),
-                               voxel_size_mm=grid.spacing_mm, origin_mm=grid.origin_mm)  # fmt: skip
-        drawn = _blurred(1.0 - torch.exp(-paths), settings.blur_mm[level] / small.mm_per_pixel)
-        target = targets[level]
-        loss = 1.0 - (drawn * target).sum() / (drawn.square().sum().sqrt() * target.norm() + 1e-6)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        history.append(float(loss.detach()))
-    moved = camera.with_offset(np.asarray(camera.offset_lps_mm) + move.detach().numpy()[0])
-    return EvolvedCamera(moved, history[-1], history[0], tuple(history), steps)
-
-
 def _shrunk(evidence: VesselEvidence, size: int) -> torch.Tensor:
     """``(1, size, size)`` mean probability of each cell, off the mask counted by half."""
     image = torch.from_numpy(np.where(evidence.mask, 1.0, 0.5 * evidence.probability).astype(np.float32))
     return torch.nn.functional.interpolate(image[None, None], size=(size, size), mode="area")[0]
 
 
-def _blurred(images: torch.Tensor, sigma_px: float) -> torch.Tensor:
-    """Images ``(n, rows, cols)`` under a Gaussian, zero beyond the border."""
-    reach = max(1, int(np.ceil(3 * sigma_px)))
-    kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, dtype=torch.float32) / sigma_px) ** 2)
-    kernel = kernel / kernel.sum()
-    out = torch.nn.functional.conv2d(images[:, None].float(), kernel[None, None, None], padding=(0, reach))
-    return torch.nn.functional.conv2d(out, kernel[None, None, :, None], padding=(reach, 0))[:, 0]
+def _blurred(images: torch.Tensor, camera: Camera, sigma_mm: float) -> torch.Tensor:
+    """Images ``(n, rows, cols)`` under a Gaussian of that many mm at the isocentre, zero beyond the border.
+
+    Views that are not square have pixels that are not, once they are made small: rows and columns have a sigma each.
+    """
+    out = images[:, None].float()
+    for axis, spacing_mm in enumerate((camera.spacing_row_mm, camera.spacing_col_mm)):
+        sigma = sigma_mm * camera.magnification / spacing_mm
+        reach = max(1, int(np.ceil(3 * sigma)))
+        kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, dtype=torch.float32) / sigma) ** 2)
+        shape, pad = ((1, 1, -1, 1), (reach, 0)) if axis == 0 else ((1, 1, 1, -1), (0, reach))
+        out = torch.nn.functional.conv2d(out, (kernel / kernel.sum()).view(shape), padding=pad)
+    return out[:, 0]

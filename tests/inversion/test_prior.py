@@ -177,7 +177,7 @@ def test_evolution_brings_a_moved_view_back(scene):
     from licag3d.vessels.rasterize import tree_grid, tree_occupancy
 
     tree, cameras, *_ = scene
-    small = [camera.resized(128, 128) for camera in cameras]
+    small = [camera.resized(96, 160) for camera in cameras]  # a view need not be square
     grid = tree_grid(tree, 1.0)
     volume = torch.from_numpy(tree_occupancy(tree, grid).values)
     paths = project_volume(volume, Cameras.stack([small[1]]), voxel_size_mm=1.0, origin_mm=grid.origin_mm)[0].numpy()
