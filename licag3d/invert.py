@@ -91,7 +91,7 @@ def parser() -> Parser:
         "--synthesis-weights",
         default="synthesis",
         metavar="FILE",
-        help="own weights for --synthesize (.safetensors of licag3d.train mask-first or casgan)",
+        help="own weights for --synthesize (.safetensors of licag3d.train mask-first, casgan or synthesis-rivals)",
     )
     made.add_argument(
         "--catheter-french",
