@@ -73,27 +73,6 @@ def _header(values: np.ndarray, origin_mm, spacing: float, description: str) -> 
     return bytes(header)
 
 
-def write_nrrd(path: str | Path, values, origin_mm, spacing_mm: float) -> None:
-    """A 3-D volume as NRRD (gzip) in ``left-posterior-superior``, float32, uint8 or uint16."""
-    values = np.asarray(values)
-    if values.ndim != 3:
-        raise ValueError(f"a volume has 3 axes, this one has {values.ndim}")
-    values = values.astype(np.uint8) if values.dtype == bool else values
-    values = values.astype(np.float32, copy=False) if values.dtype.kind == "f" else values
-    kind = {"float32": "float", "uint8": "uchar", "uint16": "ushort"}.get(values.dtype.name)
-    if kind is None:
-        raise ValueError(f"cannot write {values.dtype} voxels; convert to float32, uint8 or uint16")
-    depth, height, width = values.shape
-    s = float(spacing_mm)
-    x, y, z = (float(v) for v in origin_mm)
-    lines = ["NRRD0004", f"type: {kind}", "dimension: 3", "space: left-posterior-superior",
-             f"sizes: {width} {height} {depth}", f"space directions: ({s!r},0,0) (0,{s!r},0) (0,0,{s!r})",
-             "kinds: domain domain domain", "endian: little", "encoding: gzip", 'space units: "mm" "mm" "mm"',
-             f"space origin: ({x!r},{y!r},{z!r})", "", ""]
-    data = np.ascontiguousarray(values.astype(values.dtype.newbyteorder("<"), copy=False)).tobytes()
-    write_bytes(path, "\n".join(lines).encode() + gzip.compress(data, compresslevel=4, mtime=0))
-
-
 _COLORS = ((214, 39, 40), (31, 119, 180), (44, 160, 44), (255, 127, 14), (148, 103, 189), (140, 86, 75),
            (227, 119, 194), (188, 189, 34), (23, 190, 207))
 

@@ -7,7 +7,7 @@ import struct
 import numpy as np
 import pytest
 
-from licag3d.io.write_volume import write_itksnap_labels, write_nifti, write_nrrd
+from licag3d.io.write_volume import write_itksnap_labels, write_nifti
 
 ORIGIN, SPACING = (-12.5, 33.0, -7.25), 0.5
 
@@ -41,14 +41,13 @@ def test_header_bytes(tmp_path, values):
     np.testing.assert_array_equal(np.frombuffer(raw, "<f4", offset=352).reshape(5, 6, 7), values)
 
 
-@pytest.mark.parametrize("write", [write_nifti, write_nrrd])
 @pytest.mark.parametrize("dtype", [np.float32, np.uint8, np.uint16, bool, np.float64])
-def test_an_independent_reader_agrees_in_lps(tmp_path, values, write, dtype):
+def test_an_independent_reader_agrees_in_lps(tmp_path, values, dtype):
     import SimpleITK
 
     values = (values * 1000 % 2).astype(dtype)
-    path = tmp_path / ("v.nii.gz" if write is write_nifti else "v.nrrd")
-    write(path, values, ORIGIN, SPACING)
+    path = tmp_path / "v.nii.gz"
+    write_nifti(path, values, ORIGIN, SPACING)
     image = SimpleITK.ReadImage(str(path))
     assert image.GetDimension() == 3
     assert image.GetOrigin() == pytest.approx(ORIGIN) and image.GetSpacing() == pytest.approx([SPACING] * 3)
@@ -65,11 +64,10 @@ def test_same_input_same_bytes(tmp_path, values):
 
 
 def test_refusals(tmp_path):
-    for write in (write_nifti, write_nrrd):
-        with pytest.raises(ValueError, match="3 axes"):
-            write(tmp_path / "a", np.zeros((2, 2)), ORIGIN, SPACING)
-        with pytest.raises(ValueError, match="int64"):
-            write(tmp_path / "a", np.zeros((2, 2, 2), np.int64), ORIGIN, SPACING)
+    with pytest.raises(ValueError, match="3 axes"):
+        write_nifti(tmp_path / "a", np.zeros((2, 2)), ORIGIN, SPACING)
+    with pytest.raises(ValueError, match="int64"):
+        write_nifti(tmp_path / "a", np.zeros((2, 2, 2), np.int64), ORIGIN, SPACING)
     with pytest.raises(ValueError, match="32767"):
         write_nifti(tmp_path / "a", np.zeros((1, 1, 40000), np.uint8), ORIGIN, SPACING)
     assert list(tmp_path.iterdir()) == []
