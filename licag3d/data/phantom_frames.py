@@ -21,6 +21,7 @@ import numpy as np
 
 from licag3d.command import Parser, add_debug_flag, run
 from licag3d.errors import InputError
+from licag3d.vessels.branch_labels import branch_labels
 
 SCHEMA = "licag3d-phantom-frames-2"
 ROWS = 512
@@ -173,7 +174,7 @@ def render_moment(moment: Moment) -> PhantomFrame:
         mask=mask,
         devices=seen.devices,
         faint=(twigs & (contrast > TWIG_SEEN)) | barely,
-        labels=branch_labels(named, camera, mask),
+        labels=branch_labels(named, camera, mask, LABELS - 1),
         branch_names=tuple(branch.name for branch in named.branches),
         mm_per_pixel=float(camera.mm_per_pixel),
         seed=seed,
@@ -204,28 +205,6 @@ def _shown_at(moment: Moment):
 
     tree = move_tree(moment.tree, moment.phase, moment.breath_mm, motion=moment.motion)
     return tree, move_surroundings(moment.surroundings, moment.phase, moment.breath_mm, moment.motion)
-
-
-def branch_labels(tree, camera, mask: np.ndarray) -> np.ndarray:
-    """Which branch each vessel pixel shows ``(rows, cols)`` uint8: 1 + index of the branch whose outline it lies
-    deepest in; where two cross, that is the thicker one.
-    """
-    from scipy.spatial import cKDTree
-
-    labels = np.zeros(mask.shape, np.uint8)
-    if not mask.any():
-        return labels
-    pixels = np.argwhere(mask)[:, ::-1].astype(float)
-    best = np.full(len(pixels), np.inf)
-    chosen = np.zeros(len(pixels), np.uint8)
-    for index, branch in enumerate(tree.branches[: LABELS - 1]):
-        at, _ = camera.project(branch.points_lps_mm)
-        distance, nearest = cKDTree(at).query(pixels)
-        inside = distance - branch.radius_mm[nearest] / camera.mm_per_pixel
-        closer = inside < best
-        best[closer], chosen[closer] = inside[closer], index + 1
-    labels[mask] = chosen
-    return labels
 
 
 def write_frame(folder: Path, frame: PhantomFrame, suffix: str = "") -> str:

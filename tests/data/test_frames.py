@@ -9,13 +9,12 @@ import imageio.v3 as iio
 import numpy as np
 import pytest
 
+from licag3d.data.frame_hashes import HashSet, perceptual_hash
 from licag3d.data.frames import (
     FrameBank,
-    HashSet,
     ReadingSettings,
     describe,
     list_files,
-    perceptual_hash,
     prepare_frames,
 )
 from licag3d.errors import InputError
