@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from licag3d.inversion.refinement_density import Density, around, thin_readings
+from licag3d.inversion.refinement_density import NARROW, Density, around, thin_readings
 from licag3d.inversion.refinement_lines import Lines
 from licag3d.inversion.refinement_profiles import LEAST_SINE, Measured, ProfileImage, ViewPoints
 from licag3d.inversion.refinement_radius import robust_trend, trend_sigma
@@ -15,6 +15,8 @@ from licag3d.vessels.tree import arc_length_mm
 
 #: No vessel thinner than this is delivered, mm.
 LEAST_RADIUS_MM = 0.2
+#: Deviation (log radius) of a narrow lumen in addition where nothing reads the frame: widths alone smear it.
+UNREAD_SIGMA = 0.4
 
 
 def calibre(
@@ -44,25 +46,28 @@ def calibre(
             spread = np.hypot(settings.contrast_sigma[int(image.outline)], what.contrast_sigma)
             sigmas.append(np.where(good & (what.contrast > 0), spread, np.inf))
     readings, sigmas = np.stack(readings, 1), np.stack(sigmas, 1)
+    arcs = [arc_length_mm(points[span]) for span in lines.spans()]
     if dense:
-        arcs = [arc_length_mm(points[span]) for span in lines.spans()]
         usual = around(radius, arcs, lines.spans())
         more, spread, thin = thin_readings(dense, seen, usual, _least(readings, sigmas))
         sigmas = np.hypot(sigmas, settings.thin_sigma[int(images[0].outline)] * thin[:, None])
         readings, sigmas = np.concatenate([readings, more], 1), np.concatenate([sigmas, spread], 1)
     sigmas = sigmas * _too_wide(readings, sigmas)
     out, spread = np.empty_like(radius), np.empty_like(radius)
-    for span in lines.spans():
+    for span, arc in zip(lines.spans(), arcs, strict=True):
         out[span] = robust_trend(
-            arc_length_mm(points[span]),
+            arc,
             readings[span],
             sigmas[span],
             np.log(lines.radius[span]),
             bend=settings.bend_mm,
             start_sigma=settings.start_sigma,
         )
-        spread[span] = trend_sigma(arc_length_mm(points[span]), readings[span], sigmas[span], out[span])
+        spread[span] = trend_sigma(arc, readings[span], sigmas[span], out[span])
     made = np.maximum(np.exp(out), LEAST_RADIUS_MM)
+    if not dense:
+        share = np.clip((NARROW[1] - made / around(made, arcs, lines.spans())) / (NARROW[1] - NARROW[0]), 0.0, 1.0)
+        spread = np.hypot(spread, UNREAD_SIGMA * share)
     return made, made * spread, levels
 
 

@@ -168,4 +168,8 @@ def test_the_fast_quality_reports_stenoses_without_the_frame():
     assert lesion.at_mm == pytest.approx(25, abs=2)
     # The evidence here takes a stenosis for six tenths of what it is: reported, and too wide.
     assert lesion.minimal_diameter_mm > 2 * trunk(90).radius_mm.min() + 0.3
-    assert lesion.minimal_90_mm[0] < 0.75 * lesion.minimal_diameter_mm
+    # The deviation says so, there and not where the vessel is wide.
+    assert lesion.minimal_sigma_mm > 0.45 * lesion.minimal_diameter_mm
+    assert lesion.minimal_90_mm[0] < 0.5 * lesion.minimal_diameter_mm
+    (branch,) = tree.branches
+    assert (branch.radius_sigma_mm[20:30] < 0.2 * branch.radius_mm[20:30]).all()
