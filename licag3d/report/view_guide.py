@@ -272,7 +272,7 @@ def guide_html(targets: Sequence[Target], cameras: Sequence[Camera]) -> str:
     )
     return (
         '<section aria-labelledby="h-guide"><h2 id="h-guide">Views to consider</h2>'
-        '<p class="hint">Angulations with little foreshortening and little overlap by other branches of this '
+        '<p class="sub">Angulations with little foreshortening and little overlap by other branches of this '
         f"tree, best first, within {views.REACH_PRIMARY_DEG:.0f}{_DEGREE} LAO or RAO and "
         f"{views.REACH_SECONDARY_DEG:.0f}{_DEGREE} "
         f"cranial or caudal. <strong>{NOT_JUDGED}</strong> They are as good as the reconstruction: look at the trust "
