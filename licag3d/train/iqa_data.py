@@ -78,8 +78,9 @@ def as_bytes(image: np.ndarray) -> np.ndarray:
     return np.rint(255 * np.clip(image, 0, 1)).astype(np.uint8)
 
 
-def write_samples(folder: Path, scenes: np.ndarray, frames: np.ndarray, lines: list[dict]) -> None:
-    """Write a folder of samples; the index last, so that a reader never meets half of one."""
+def write_samples(folder: Path, scenes: np.ndarray, frames: np.ndarray, lines: list[dict], made_of: str = "") -> None:
+    """Write a folder of samples; the index last, so that a reader never meets half of one. ``made_of``: see
+    :func:`check_made_of`."""
     import io
 
     from licag3d.io.atomic import write_bytes, write_text
@@ -89,8 +90,29 @@ def write_samples(folder: Path, scenes: np.ndarray, frames: np.ndarray, lines: l
         buffer = io.BytesIO()
         np.save(buffer, values, allow_pickle=False)
         write_bytes(folder / f"{name}.npy", buffer.getvalue())
-    head = json.dumps({"schema": SCHEMA}) + "\n"
+    head = json.dumps({"schema": SCHEMA, "made_of": made_of}) + "\n"
     write_text(folder / "samples.jsonl", head + "".join(json.dumps(line) + "\n" for line in lines))
+
+
+def check_made_of(folder: Path, made_of: str) -> bool:
+    """Whether ``folder`` holds samples already; those of an earlier version do not say what they were made of.
+
+    Raises:
+        InputError: they were made of something else (other readers' scores).
+    """
+    try:
+        with (Path(folder) / "samples.jsonl").open(encoding="utf-8") as file:
+            before = json.loads(file.readline(10_000)).get("made_of", "")
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError, AttributeError):
+        return True  # a damaged folder is refused by SampleFolder, by name
+    if before and before != made_of:
+        raise InputError(
+            f"{folder}: its samples were made of something else ({before}, now {made_of}); give another folder "
+            "(--samples) or delete it"
+        )
+    return True
 
 
 class SampleFolder:

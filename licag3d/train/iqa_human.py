@@ -31,12 +31,16 @@ def read_human_scores(table, folder):
             ``rater``; files relative to the table. folder: where the samples are kept.
 
     Raises:
-        InputError: the table or a frame cannot be read, a score is out of range, or there is one patient only.
+        InputError: the table or a frame cannot be read, a score is out of range, there is one patient only, or the
+            folder holds samples of another table.
     """
-    from licag3d.train.iqa_data import SampleFolder
+    from hashlib import sha256
+
+    from licag3d.train.iqa_data import SampleFolder, check_made_of
 
     folder = Path(folder)
     rows = read_table(table)
+    made_of = f"scores of readers {sha256(Path(table).read_bytes()).hexdigest()[:12]}"
     patients = sorted({row["patient"] for row in rows})
     if len(patients) < 2:
         raise InputError(f"{table}: all frames are of one patient; at least two are needed, one to check the others")
@@ -46,10 +50,10 @@ def read_human_scores(table, folder):
     held = {patients[k] for k in order[: max(1, round(HELD_SHARE * len(patients)))]}
     opinions = mean_opinions(rows)
     for name in ("training", "validation"):
-        if (folder / name / "samples.jsonl").is_file():
+        if check_made_of(folder / name, made_of):
             continue
         chosen = [key for key in opinions if (key[3] in held) == (name == "validation")]
-        _write(folder / name, Path(table).parent, chosen, opinions, numbers)
+        _write(folder / name, Path(table).parent, chosen, opinions, numbers, made_of)
     return SampleFolder(folder / "training"), SampleFolder(folder / "validation")
 
 
@@ -120,7 +124,9 @@ def mean_opinions(rows: list[dict]) -> dict[tuple, np.ndarray]:
     return {key: np.clip(middle + spread * np.mean(z, 0), 0, 100) for key, z in found.items()}
 
 
-def _write(folder: Path, base: Path, keys: list[tuple], opinions: dict, numbers: dict[str, str]) -> None:
+def _write(
+    folder: Path, base: Path, keys: list[tuple], opinions: dict, numbers: dict[str, str], made_of: str
+) -> None:
     from licag3d.quality import read_frames
     from licag3d.train.iqa_data import as_bytes, write_samples
     from licag3d.train.iqa_frames import SIDE
@@ -134,7 +140,7 @@ def _write(folder: Path, base: Path, keys: list[tuple], opinions: dict, numbers:
         scores = [float(x) for x in opinions[(synthetic, bare, reference, patient)]]
         line = {"scene": len(scenes) - 1, "patient": numbers[patient], "defects": {}, "has_reference": bool(reference)}
         lines.append(line | {"scores": scores})
-    write_samples(folder, np.stack(scenes), np.stack(frames), lines)
+    write_samples(folder, np.stack(scenes), np.stack(frames), lines, made_of)
 
 
 def _square(image: np.ndarray, side: int) -> np.ndarray:

@@ -254,6 +254,9 @@ def test_human_scores(scene, tmp_path, flags):
     assert sorted(both[:, 0].round()) == [36, 60, 84]  # the strict and the kind reader agree in their own units
     run = ["iqa", "--human", str(table), "--out", str(tmp_path / "run"), *flags[9:], "--steps", "1"]
     assert status_of(train, run) == 0
+    table.write_text("\n".join(rows).replace("Miller0", "Maier0") + "\n")
+    with pytest.raises(InputError, match="made of something else"):
+        read_human_scores(table, tmp_path / "kept")
     for bad, words in (("101", "give 0 to 100"), ("good", "give 0 to 100"), ("nan", "give 0 to 100")):
         table.write_text("\n".join([rows[0], f"0.png,bare.png,,p0,a,{bad},50,50"]))
         with pytest.raises(InputError, match=words):
