@@ -190,7 +190,8 @@ def _branches(result: Reconstruction, known: bool, measured: bool) -> str:
 def _stenoses(result: Reconstruction, lesions: Sequence[dict[str, Any]]) -> str:
     """The table of narrowings with their standard deviations, or a sentence that there are none."""
     if not lesions:
-        return '<p class="hint">None of half the diameter or more was found.</p>'
+        return ('<p class="hint">None of half the diameter or more was found. Places where the vessel itself is in '
+                "doubt are not judged.</p>")
     names = {branch.id: branch.name for branch in result.tree.branches}
 
     def cell(value: float, sigma: float | None, digits: int) -> str:
@@ -210,7 +211,8 @@ def _stenoses(result: Reconstruction, lesions: Sequence[dict[str, Any]]) -> str:
         "Reference diameter, mm", "Length, mm",
         "From the start of the branch, mm"))
     note = ('<p class="hint">Narrowings of half the diameter or more, with one standard deviation. In synthetic '
-            "vessels 9 of 10 listed narrowings lay within the 90 % interval; one that every view hides is not listed. "
+            "vessels 9 of 10 listed narrowings lay within the 90 % interval. Narrowings that every view hides, "
+            "within 3 mm of the end of a branch, or where the course of the vessel is in doubt are not listed. "
             "The reference is a straight line through the healthy diameters of the branch. Not for diagnosis.</p>")
     return (f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
             + note)

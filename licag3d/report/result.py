@@ -18,14 +18,17 @@ import licag3d
 from licag3d.geometry import Camera, view_angle_deg
 from licag3d.io.atomic import staged_folder, write_bytes, write_text
 from licag3d.report.view_guide import Target, guide_dict, view_guide
-from licag3d.structures import VesselEvidence, VesselTree, View
+from licag3d.structures import Branch, VesselEvidence, VesselTree, View
 from licag3d.vessels.stenosis import Stenosis, find_stenoses
 from licag3d.vessels.surface import Surface, SurfacePart
+from licag3d.vessels.tree import arc_length_mm
 from licag3d.vessels.volume import Volume
 
 #: Narrowings of at least this much of the diameter (percent) are reported, where the healthy vessel is at least this
 #: wide (mm): below, readings scatter by half.
 REPORTED_PERCENT, REPORTED_REFERENCE_MM = 50.0, 1.25
+#: ... and only this far from the ends of a branch, with this confidence and at most this expected error around it.
+REPORTED_FROM_END_MM, REPORTED_CONFIDENCE, REPORTED_ERROR_MM = 3.0, 0.5, 3.0
 
 
 @dataclass(frozen=True)
@@ -192,8 +195,27 @@ def view_caption(number: int, view: View, camera: Camera) -> str:
 
 
 def reported_stenoses(tree: VesselTree) -> tuple[Stenosis, ...]:
-    """The narrowings that result.json and the report tell of, worst first."""
-    return find_stenoses(tree, min_percent=REPORTED_PERCENT, min_reference_mm=REPORTED_REFERENCE_MM)
+    """The narrowings that result.json and the report tell of, worst first.
+
+    Left out are those that say nothing on the lumen: at an end of a branch, where vessels taper and joints lie, and
+    where the course of the vessel itself is in doubt (docs/refinement.md has what that was worth).
+    """
+    found = find_stenoses(tree, min_percent=REPORTED_PERCENT, min_reference_mm=REPORTED_REFERENCE_MM)
+    branches = {branch.id: branch for branch in tree.branches}
+    return tuple(lesion for lesion in found if _well_placed(branches[lesion.branch_id], lesion.at_mm))
+
+
+def _well_placed(branch: Branch, at_mm: float) -> bool:
+    """Whether vessel is seen on both sides of the place, with a depth that views agree on and a small expected error.
+
+    What a tree does not say of itself (no confidence, no expected error) speaks against nothing.
+    """
+    arc = arc_length_mm(branch.points_lps_mm)
+    if at_mm < REPORTED_FROM_END_MM or arc[-1] - at_mm < REPORTED_FROM_END_MM:
+        return False
+    near = np.abs(arc - at_mm) <= REPORTED_FROM_END_MM
+    sure = branch.confidence is None or float(np.min(branch.confidence[near])) >= REPORTED_CONFIDENCE
+    return sure and (branch.error_mm is None or float(np.max(branch.error_mm[near])) <= REPORTED_ERROR_MM)
 
 
 def result_dict(result: Reconstruction, surface: Surface, parts: tuple[SurfacePart, ...],

@@ -209,3 +209,23 @@ def test_stenoses_are_listed_with_their_deviations(tmp_path):
 
 def test_a_tree_without_stenoses_says_so(page):
     assert "None of half the diameter or more was found." in " ".join(page.texts)
+
+
+def test_narrowings_in_doubtful_places_are_not_listed():
+    """A taper at the end of a branch, a vessel that one view shows and one that may lie elsewhere are no lesions."""
+    from licag3d.report.result import reported_stenoses
+    from licag3d.structures import Branch, VesselTree
+
+    arc = np.linspace(0.0, 60.0, 121)
+    points = np.stack([arc, np.zeros(121), np.zeros(121)], 1)
+
+    def listed(at_mm: float, confidence: float = 1.0, error_mm: float = 1.0) -> int:
+        radius = 1.5 - np.where(abs(arc - at_mm) < 3, 1.0, 0.0)
+        sure = np.where(abs(arc - at_mm) < 2, confidence, 1.0)
+        error = np.where(abs(arc - at_mm) < 2, error_mm, 1.0)
+        branch = Branch(0, None, points, radius, "RCA", sure, error_mm=error)
+        return len(reported_stenoses(VesselTree((branch,))))
+
+    assert listed(30) == 1
+    assert listed(59) == 0 and listed(1) == 0
+    assert listed(30, confidence=0.3) == 0 and listed(30, error_mm=8.0) == 0
