@@ -220,7 +220,7 @@ def test_narrowings_in_doubtful_places_are_not_listed():
     points = np.stack([arc, np.zeros(121), np.zeros(121)], 1)
 
     def listed(at_mm: float, confidence: float = 1.0, error_mm: float = 1.0) -> int:
-        radius = 1.5 - np.where(abs(arc - at_mm) < 3, 1.0, 0.0)
+        radius = 1.5 - np.clip(1.2 - 0.3 * abs(arc - at_mm), 0.0, 1.2)
         sure = np.where(abs(arc - at_mm) < 2, confidence, 1.0)
         error = np.where(abs(arc - at_mm) < 2, error_mm, 1.0)
         branch = Branch(0, None, points, radius, "RCA", sure, error_mm=error)
