@@ -6,6 +6,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from licag3d.inversion.adam import Adam
 from licag3d.inversion.prior_tree import Codes
 from licag3d.models.generator import Generator, labels_of
 
@@ -28,10 +29,9 @@ def encoder_start(encoding, generator: Generator, views: int) -> Codes:
         0, keepdim=True
     )
     z = torch.zeros(1, generator.config.z_dim, requires_grad=True)
-    optimizer = torch.optim.Adam([z], lr=RATE)
+    optimizer = Adam([{"params": [z], "lr": RATE}])
     for _ in range(STEPS):
         loss = (generator.map(z, label) - wanted).square().sum() + 1e-3 * z.square().sum()
-        optimizer.zero_grad(set_to_none=True)
         (gradient,) = torch.autograd.grad(loss, z)
         z.grad = gradient
         optimizer.step()

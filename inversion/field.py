@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from licag3d.geometry import Camera, Cameras, Rays
+from licag3d.inversion.adam import Adam
 from licag3d.inversion.settings import FieldSettings
 from licag3d.ops import project_volume
 from licag3d.structures import VesselEvidence, VesselTree
@@ -70,7 +71,7 @@ def refine_field(
     groups = [{"params": [values], "lr": 0.04 * level}]
     if moves.requires_grad:
         groups.append({"params": [moves], "lr": settings.camera_rate_mm})
-    optimizer = torch.optim.Adam(groups)
+    optimizer = Adam(groups)
     still = _fixed_directions(cameras, device)
     for iteration in range(settings.iterations):
         optimizer.zero_grad()

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from licag3d.geometry import Camera
+from licag3d.inversion.adam import Adam
 from licag3d.inversion.chains import Chains
 from licag3d.inversion.encoder_start import encoder_start
 from licag3d.inversion.prior_evidence import Evidence, WeakLines, gather
@@ -210,8 +211,8 @@ def _descend(writer: TreeWriter, codes: Codes, home, evidence, settings, first: 
     values = {name: getattr(codes, name).clone().requires_grad_() for name in names}
     rates = {"z": settings.rate, "delta": 0.3 * settings.rate, "center_mm": settings.place_rate_mm,
              "turn": 0.004, "log_scale": 0.004, "view_shift_mm": 0.05, "view_turn_deg": 0.03}  # fmt: skip
-    optimizer = torch.optim.Adam([{"params": [values[name]], "lr": rates[name], "base": rates[name]} for name in names],
-                                 betas=(0.9, 0.97))  # fmt: skip
+    optimizer = Adam([{"params": [values[name]], "lr": rates[name], "base": rates[name]} for name in names],
+                     betas=(0.9, 0.97))  # fmt: skip
     nearest = None
     for step in range(first, last):
         share, (sigma, softness) = step / settings.steps, schedule(settings, step)
@@ -225,7 +226,7 @@ def _descend(writer: TreeWriter, codes: Codes, home, evidence, settings, first: 
         if nearest is None or (step - first) % settings.renew == 0:
             nearest = nearest_segments(pieces, now, evidence, settings, sigma, named)
         cost = evidence_cost(pieces, now, nearest, evidence, settings, sigma) + code_cost(now, home, settings)
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad()
         cost.sum().backward()
         for name in ("view_shift_mm", "view_turn_deg"):
             if values[name].grad is not None:
