@@ -16,12 +16,15 @@ from licag3d.ops import native
 _CUDA_CHANNELS = 64  # kMaxChannels of csrc/cuda/triplane.cu
 
 
-@torch.compiler.assume_constant_result
 def ready(device_type: str, channels: int, with_occupancy: bool) -> bool:
     """Whether native kernels exist for planes on a device; a compiled graph keeps the answer it was built with."""
     if device_type == "cuda" and (channels > _CUDA_CHANNELS or with_occupancy):
         return False
     return native.available(torch.device(device_type))
+
+
+# What torch.compiler.assume_constant_result sets; calling that would load the compiler, a second, in every command.
+ready._dynamo_marked_constant = True
 
 
 class FieldArrays(ctypes.Structure):
