@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from licag3d.command import Parser, add_debug_flag, add_geometry_flags, geometry_of, run
+from licag3d.command import Parser, add_debug_flag, add_geometry_flags, device_of, geometry_of, run
 from licag3d.errors import InputError
 
 #: Frames of the target that histograms are taken from.
@@ -27,7 +27,10 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--out", required=True, metavar="DIR", help="folder for the results")
     made.add_argument("--weights", metavar="FILE", help="weights of python -m licag3d.train cyclegan")
-    made.add_argument("--direction", choices=("forth", "back"), default="forth", help="source to target, or back")
+    made.add_argument(
+        "--direction", choices=("forth", "back"), default="forth", help="of a network: source to target, or back"
+    )
+    made.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute")
     made.add_argument(
         "--match", metavar="DIR", help="without a network: match the histogram to that of these frames (the baseline)"
     )
@@ -45,6 +48,8 @@ def main(argv: list[str]) -> int:
     geometry = geometry_of(given)
     if bool(given.weights) == bool(given.match):
         raise InputError("give how to harmonise: either --weights FILE (a network) or --match DIR (histograms)")
+    if given.match and given.direction == "back":
+        raise InputError("--direction back is for a network: histograms have none; match to the other centre's frames")
     if given.weights and not (given.weights.endswith(".safetensors") and Path(given.weights).is_file()):
         raise InputError(f"--weights {given.weights}: give a .safetensors file of python -m licag3d.train cyclegan")
     from licag3d.io.atomic import check_output_folder, staged_folder, write_bytes
@@ -54,7 +59,8 @@ def main(argv: list[str]) -> int:
 
     files = list_inputs(given.files)
     folder = check_output_folder(given.out)
-    change = network_change(given.weights, given.direction) if given.weights else histogram_change(given.match)
+    device = device_of(given.device)
+    change = network_change(given.weights, given.direction, device) if given.weights else histogram_change(given.match)
     with staged_folder(folder) as stage:
         for file, name in zip(files, output_names(files), strict=True):
             (view,), _ = read_views([file], need_geometry=False, polarity=given.polarity, **geometry)
@@ -79,7 +85,7 @@ def described(made) -> str:
     )
 
 
-def network_change(weights: str, direction: str):
+def network_change(weights: str, direction: str, device: str = "cpu"):
     """Function of a frame and its X-ray field to the harmonised frame, by a trained generator.
 
     Raises:
@@ -87,7 +93,7 @@ def network_change(weights: str, direction: str):
     """
     from licag3d.models.cyclegan import load_translator, translate
 
-    model, _ = load_translator(weights, direction)
+    model, _ = load_translator(weights, direction, device)
     return lambda image, valid: translate(model, image)
 
 

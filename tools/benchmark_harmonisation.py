@@ -22,7 +22,6 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for the package benchmarks, which is not installed
 
 from licag3d.command import Parser, add_debug_flag, run
-from licag3d.errors import InputError
 
 SCHEMA = "licag3d-harmonisation-1"
 
@@ -50,13 +49,10 @@ def main(argv: list[str]) -> int:
     given = parser().parse_args(argv)
     from licag3d.data.phantom_frames import PhantomPool
     from licag3d.io.atomic import check_output_folder, write_text
-    from licag3d.phantom.splits import TRAINING
 
     out = Path(given.out)
     check_output_folder(out.parent)
     pool = PhantomPool(given.pool)
-    if any(entry["seed"] in TRAINING for entry in pool.entries):
-        raise InputError(f"--pool {given.pool}: holds training patients; a benchmark on them proves nothing")
     rows, cells = measure(pool, given)
     result = {"schema": SCHEMA, "target": given.target, "patients": len({row["patient"] for row in rows})}
     result["summary"] = summary(rows)
@@ -75,18 +71,14 @@ def measure(pool, given) -> tuple[list[dict], np.ndarray]:
     """One row per patient, vendor and method, and a sheet of the first patient's frames."""
     from tqdm import tqdm
 
+    from licag3d.data.phantom_frames import benchmark_frames
     from licag3d.data.vendors import VENDORS, vendor_frame, vendor_look
     from licag3d.harmonize import matcher, network_change
     from licag3d.io.collimator import valid_area
 
     vendors = given.vendors or [vendor for vendor in VENDORS if vendor != given.target]
     networks = dict(text.split("=", 1) for text in given.weights)
-    first: dict[int, int] = {}
-    for number, entry in enumerate(pool.entries):
-        first.setdefault(entry["seed"], number)
-    numbers = list(first.values())[: given.patients]
-    if len(numbers) < 2:
-        raise InputError(f"--pool {given.pool}: {len(numbers)} patients; at least 2 are needed")
+    numbers = benchmark_frames(pool, "--pool", 2, given.patients)
 
     def shown(number: int, vendor: str, strength: float = 1.0) -> np.ndarray:
         frame = pool.frame(number)

@@ -23,7 +23,6 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for the package benchmarks, which is not installed
 
 from licag3d.command import Parser, add_debug_flag, run
-from licag3d.errors import InputError
 
 SCHEMA = "licag3d-quality-benchmark-1"
 STEPS = (0.25, 0.5, 0.75, 1.0)
@@ -57,13 +56,10 @@ def main(argv: list[str]) -> int:
     given = parser().parse_args(argv)
     from licag3d.data.phantom_frames import PhantomPool
     from licag3d.io.atomic import check_output_folder, write_text
-    from licag3d.phantom.splits import TRAINING
 
     out = Path(given.out)
     check_output_folder(out.parent)
     pool = PhantomPool(given.pool)
-    if any(entry["seed"] in TRAINING for entry in pool.entries):
-        raise InputError(f"--pool {given.pool}: holds training patients; a benchmark on them proves nothing")
     rows, frames = kept_or_measured(pool, given)
     judged(rows, frames, given.weights)
     result = {"schema": SCHEMA, "frames": len(rows), "patients": len({row["patient"] for row in rows})}
@@ -122,18 +118,14 @@ def measure(pool, given) -> tuple[list[dict], np.ndarray]:
     """
     from tqdm import tqdm
 
+    from licag3d.data.phantom_frames import benchmark_frames
     from licag3d.losses.iqa import computed_scores
     from licag3d.models.mask_first import load_mask_first
     from licag3d.train.iqa_data import as_bytes
     from licag3d.train.iqa_frames import make_scene, reduced
 
     maker = load_mask_first(given.synthesis)[0] if given.synthesis else None
-    first: dict[int, int] = {}
-    for number, entry in enumerate(pool.entries):
-        first.setdefault(entry["seed"], number)
-    numbers = list(first.values())[: given.patients]
-    if len(numbers) < 3:
-        raise InputError(f"--pool {given.pool}: {len(numbers)} patients; at least 3 are needed")
+    numbers = benchmark_frames(pool, "--pool", 3, given.patients)
     rows, frames = [], []
     for place, number in enumerate(tqdm(numbers, disable=None, unit="patient")):
         rng = np.random.default_rng([97, pool.entries[number]["seed"]])

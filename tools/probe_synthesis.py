@@ -209,7 +209,7 @@ def casgans(networks: dict):
 
 def working_frames(pool) -> list[dict]:
     """Still pairs without residual contrast at the scale of CAS-GAN: ``x``, ``y`` ``(1, 1, h, w)``, ``cells``
-    ``(1, 1, h / 4, w / 4)`` one where most of a cell of the codes is vessel, and the pair.
+    ``(1, 1, h / 4, w / 4)`` one where vessels fill more than 0.3 of a cell of the codes, and the pair.
     """
     import torch
 

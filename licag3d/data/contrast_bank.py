@@ -35,11 +35,12 @@ class SampleBank:
             raise InputError(f"a bank of {self.frames} samples; give at least 2")
 
     @classmethod
-    def of(cls, stream: PairStream, count: int, file=None, *, paired: bool = True) -> SampleBank:
+    def of(cls, stream: PairStream, count: int, file=None, *, paired: bool = True, seed: int = 0) -> SampleBank:
         """The first ``count`` samples of a stream of paired samples.
 
         Args:
             file: where they are kept (safetensors, half precision); read if it holds the same samples already.
+            seed: of the draws; the samples are the stream's, whatever it is: trainings of several seeds share them.
 
         Raises:
             InputError: a count out of range, or a stream of unpaired samples.
@@ -64,7 +65,7 @@ class SampleBank:
                 from licag3d.io.atomic import write_bytes
 
                 write_bytes(file, save(samples, metadata={"facts": facts}))
-        return cls(samples, paired=paired, seed=stream.seed)
+        return cls(samples, paired=paired, seed=seed)
 
     def batch(self, step: int, size: int) -> dict[str, torch.Tensor]:
         """``size`` samples of a step; the same for the same step."""

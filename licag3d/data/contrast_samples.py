@@ -10,7 +10,7 @@ function of seed and index alone.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -37,6 +37,8 @@ class PairSettings:
         shown: the pool's own display is used where the pool holds contrast-free pictures.
         paired: y shows the patient of x; otherwise one of another number of the pool.
         noisy: y is made with noise of its own, as a detector would; otherwise it is ``clean``, which costs nothing.
+        swapped: the vessels are those of another patient of the pool with that artery, so that faint contrast must be
+            found rather than known by heart from what surrounds it.
     """
 
     size: int = 288
@@ -46,6 +48,7 @@ class PairSettings:
     shown: float = 0.25
     paired: bool = True
     noisy: bool = True
+    swapped: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,9 @@ class PairStream:
     def _moments(self, rng, number: int, place: _Place, shown: bool) -> tuple[_Layers, _Layers, float]:
         """Layers of the contrast-free frame and of the angiogram, and kappa of the former's picture."""
         after = place.cut(self.pool.layers(number))
+        if not shown and rng.random() < self.settings.swapped:
+            after = self._with_vessels_of_another(rng, number, place, after)
+            return after, after, 0.0
         if not isinstance(self.pool, PairPool):
             return after, after, 0.0
         before = place.cut(self.pool.before_layers(number))
@@ -139,8 +145,22 @@ class PairStream:
         chosen = int(rng.integers(len(kappas)))
         if shown:
             picture = place.cut_picture(images[chosen])
-            before = _Layers(**{**before.__dict__, "picture": picture})
+            before = replace(before, picture=picture)
         return before, after, float(kappas[chosen])
+
+    def _with_vessels_of_another(self, rng, number: int, place: _Place, layers: _Layers) -> _Layers:
+        """The moment with the contrast of another patient's vessels in place of its own."""
+        mine = self.pool.entries[number]
+        alike = ("artery", "rows")
+        same = [k for k, entry in enumerate(self.pool.entries) if all(entry[key] == mine[key] for key in alike)]
+        chosen = self.pool.entries[other := same[int(rng.integers(len(same)))]]
+        if chosen["seed"] == mine["seed"]:
+            return layers
+        theirs = place.cut(self.pool.layers(other))
+        # What fills their catheter stays theirs: there is none of its kind here.
+        vessels = (theirs.vessel + theirs.faint).clamp(max=1)
+        contrast = theirs.contrast * F.max_pool2d(vessels[None], 5, 1, 2)[0]
+        return replace(layers, contrast=contrast, vessel=theirs.vessel, faint=theirs.faint)
 
     def _other(self, rng, number: int, noise) -> torch.Tensor:
         """An angiogram of another number, with a display of its own."""

@@ -371,6 +371,27 @@ class PhantomPool:
         return (self.frame(number) for number in range(len(self)))
 
 
+def benchmark_frames(pool: PhantomPool, flag: str, least: int = 1, most: int | None = None) -> list[int]:
+    """Numbers of one frame of each patient of a pool that a benchmark may use.
+
+    Args:
+        flag: where the pool comes from, as ``--pool``. least, most: how many patients are needed and wanted.
+
+    Raises:
+        InputError: the pool holds training patients, or too few.
+    """
+    from licag3d.phantom.splits import TRAINING
+
+    first: dict[int, int] = {}
+    for number, entry in enumerate(pool.entries):
+        first.setdefault(entry["seed"], number)
+    if any(seed in TRAINING for seed in first):
+        raise InputError(f"{flag} {pool.folder}: holds training patients; a benchmark on them proves nothing")
+    if min(len(first), least if most is None else most) < least:
+        raise InputError(f"{flag} {pool.folder}: {len(list(first)[:most])} patients; at least {least} are needed")
+    return list(first.values())[:most]
+
+
 def parser() -> argparse.ArgumentParser:
     """The flags."""
     made = Parser(prog="python -m licag3d.data.phantom_frames", description="Render a pool of phantom training frames.")

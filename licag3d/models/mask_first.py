@@ -19,8 +19,8 @@ from licag3d.errors import InputError
 from licag3d.models.segmentor import Segmentor, build, config_from, predict
 
 #: Frames are brought to a pixel size within these bounds (mm at the isocentre): coarser than for angiograms, because
-#: faint contrast shows over many pixels only.
-WORKING_MM = (0.26, 0.34)
+#: faint contrast shows over many pixels only, and a training crop then holds most of a frame.
+WORKING_MM = (0.38, 0.46)
 #: Probability from which a vessel is drawn; the darkening sets in and is whole this much below and above it.
 THRESHOLD, SOFT = 0.5, 0.1
 #: Name of the embedded weights.

@@ -7,11 +7,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from licag3d.errors import InputError
+from licag3d.train.cyclegan import frozen_vessel_map
 from licag3d.train.loop import add_loop_flags
 
 #: Pixel size at the isocentre that frames are brought to, mm; the segmentor looks at an enlargement.
 SCALE_MM = (0.36, 0.46)
-SEMANTIC_MM = 0.32
 VALIDATION_CASES = 6
 #: Of Adam, as in the CycleGAN family.
 BETAS = (0.5, 0.999)
@@ -118,10 +118,14 @@ class _Data:
         if arguments.pool:
             paired = bool(arguments.paired or arguments.bank)
             look = PairSettings(size=arguments.size, scale_mm=SCALE_MM, shown=0.5, paired=paired)
-            self.stream = PairStream(training_pairs(arguments.pool), settings.seed, look)
+            # One bank for trainings of all seeds.
+            seed = 0 if arguments.bank else settings.seed
+            self.stream = PairStream(training_pairs(arguments.pool), seed, look)
             self.facts = {"source": "phantom", "pool": Path(arguments.pool).name, "frames": self.stream.frames}
             if arguments.bank:
-                self.stream = SampleBank.of(self.stream, arguments.bank, arguments.bank_file, paired=arguments.paired)
+                self.stream = SampleBank.of(
+                    self.stream, arguments.bank, arguments.bank_file, paired=arguments.paired, seed=settings.seed
+                )
                 self.facts["bank"] = arguments.bank
         else:
             self.stream = FolderStream.read(arguments, out, settings.seed)
@@ -203,7 +207,7 @@ def train_row(arguments, settings, config, folder: Path, data: _Data, resume: bo
     torch.manual_seed(settings.seed)
     model = CasGan(config)
     weights = CasganWeights(gan_semantic=arguments.semantic_weight)
-    vessel_map = frozen_vessel_map(settings.device) if config.vsgl else None
+    vessel_map = frozen_vessel_map(settings.device, sum(SCALE_MM) / 2) if config.vsgl else None
     watch = AttentionWatch()
 
     def loss(net, batch, step):
@@ -244,32 +248,6 @@ def train_row(arguments, settings, config, folder: Path, data: _Data, resume: bo
     load_into(best, tensors, "best.safetensors")
     save_weights(folder / "casgan.safetensors", best, found | {"seed": settings.seed})
     return outcome
-
-
-def frozen_vessel_map(device: str):
-    """The embedded segmentor as a function of frames ``(n, 1, h, w)`` in 0..1 to soft vessel maps of the size it works
-    at; its weights are fixed, and the gradient reaches the frames.
-    """
-    import copy
-    import math
-
-    import torch
-    import torch.nn.functional as F
-
-    from licag3d.models.segmentor import load_segmentor, normalise
-
-    # A copy: fixing the weights must not fix those of other users of the loaded model.
-    segmentor = copy.deepcopy(load_segmentor("segmentor", device)).eval().requires_grad_(False)
-    factor = sum(SCALE_MM) / 2 / SEMANTIC_MM
-
-    def vessel_map(frames):
-        stride = segmentor.config.stride
-        size = [math.ceil(n * factor / stride) * stride for n in frames.shape[-2:]]
-        large = F.interpolate(frames.float(), size=size, mode="bilinear", align_corners=False)
-        seen = normalise(large, torch.ones_like(large, dtype=torch.bool))
-        return segmentor(seen.to(memory_format=torch.channels_last))[:, :1].float().sigmoid()
-
-    return vessel_map
 
 
 def validate(model, pairs, draw=None) -> dict[str, float]:

@@ -191,7 +191,7 @@ def test_collapse_stops_the_training_and_keeps_the_best_checkpoint(flags, tmp_pa
 
 def test_ablation_trains_all_rows_by_one_command(flags, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(training, "validate", lambda model, pairs: {"score": 0.5, "cldice": 0.5})
-    monkeypatch.setattr(training, "frozen_vessel_map", lambda device: a_map)
+    monkeypatch.setattr(training, "frozen_vessel_map", lambda device, pixel_mm: a_map)
     run = [*flags, "--ablation", "--steps", "1", "--out", str(tmp_path)]
     assert status_of(main, run) == 0
     table = json.loads((tmp_path / "ablation.json").read_text())

@@ -13,7 +13,7 @@ from licag3d.command import BAD_INPUT, status_of
 from licag3d.data import contrast_pairs
 from licag3d.data.contrast_pairs import PairPool, grow_pairs
 from licag3d.data.contrast_samples import FLOOR, PairSettings, PairStream, darkening
-from licag3d.data.phantom_frames import PhantomPool, grow_pool
+from licag3d.data.phantom_frames import PhantomPool, benchmark_frames, grow_pool
 from licag3d.errors import InputError
 from licag3d.phantom.splits import TRAINING, VALIDATION
 
@@ -96,6 +96,34 @@ def test_kappa_is_what_is_left_in_a_sample(pair_pools):
         return sum(float(PairStream(pool, 1, settings).sample(k)["attenuation"].sum()) for k in range(4))
 
     assert total(1.0) < 1e-3 * total(0.0) and 0.5 * total(0.0) < total(0.3) < 0.95 * total(0.0)
+
+
+def test_swapped_samples_show_the_vessels_of_another_patient(tmp_path):
+    grow_pool(tmp_path, 3, views=1, rows=96)  # right, left, right
+    pool = PhantomPool(tmp_path)
+
+    def sample(swapped):
+        return PairStream(pool, 4, PairSettings(64, shown=0.0, kappa=(0.2, 0.2), without=0.0, swapped=swapped)).sample
+
+    own, swapped = ([sample(share)(k) for k in range(12)] for share in (0.0, 1.0))
+    moved = [not torch.equal(a["vessel"], b["vessel"]) for a, b in zip(own, swapped, strict=True)]
+    assert any(moved) and not all(moved)  # the only left artery keeps its own vessels
+    for a, b in zip(own, swapped, strict=True):
+        assert torch.equal(a["device"], b["device"]) and torch.equal(a["valid"], b["valid"])
+        near = torch.nn.functional.max_pool2d(b["vessel"], 3, 1, 1) > 0
+        assert not b["attenuation"][~near].any() and (b["attenuation"][near].sum() > 0 or not near.any())
+
+
+def test_a_benchmark_takes_one_frame_of_each_patient_it_may_see(pair_pools):
+    checked = PhantomPool(pair_pools / "checked")
+    assert benchmark_frames(checked, "--pool") == [0]
+    checked.entries = [checked.entries[0] | {"seed": VALIDATION.start + k // 2} for k in range(6)]
+    assert benchmark_frames(checked, "--pool", 2) == [0, 2, 4] and benchmark_frames(checked, "--pool", 2, 2) == [0, 2]
+    for least, most in ((4, None), (2, 1)):
+        with pytest.raises(InputError, match=f"--pool .*{least} are needed"):
+            benchmark_frames(checked, "--pool", least, most)
+    with pytest.raises(InputError, match="holds training patients"):
+        benchmark_frames(PhantomPool(pair_pools / "pool"), "--pairs")
 
 
 def test_unpaired_angiograms_are_of_other_frames_and_plain_pools_serve(pair_pools, tmp_path):

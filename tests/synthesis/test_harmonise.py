@@ -208,7 +208,7 @@ def test_training_smoke_resume_and_command(centres, tmp_path, capsys):
     weights = str(whole / "cyclegan.safetensors")
     frame = next((tmp_path / "neusoft-like").glob("*/*.png"))
     for number, direction in enumerate(("forth", "back")):
-        out = ["--out", str(tmp_path / f"out{number}"), "--direction", direction]
+        out = ["--out", str(tmp_path / f"out{number}"), "--direction", direction, "--device", "cpu"]
         assert status_of(harmonize, [str(frame), "--weights", weights, *out]) == 0
     made = np.asarray(Image.open(tmp_path / "out0" / f"{frame.stem}_harmonised.png"))
     assert made.shape == (96, 96) and (tmp_path / "out0" / f"{frame.stem}_compare.png").is_file()
@@ -222,6 +222,7 @@ def test_training_smoke_resume_and_command(centres, tmp_path, capsys):
         [str(frame), "--weights", "none.safetensors"],
         [str(frame), "--weights", str(tmp_path / "other.safetensors")],
         [str(tmp_path / "none.png"), "--weights", weights],
+        [*match, "--direction", "back"],
     ):
         assert status_of(harmonize, [*wrong, "--out", str(tmp_path / "bad")]) == BAD_INPUT
         assert capsys.readouterr().err.count("\n") == 1
