@@ -15,6 +15,11 @@ struct Half {
 LICAG3D_HD float to_float(float x) { return x; }
 
 LICAG3D_HD float to_float(Half x) {
+#if defined(__CUDA_ARCH__)
+  float value;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(x.bits));
+  return value;
+#else
   const uint32_t magnitude = x.bits & 0x7fffu;
   uint32_t word = magnitude << 13;
   float out;
@@ -25,6 +30,7 @@ LICAG3D_HD float to_float(Half x) {
   word |= static_cast<uint32_t>(x.bits & 0x8000u) << 16;
   std::memcpy(&out, &word, 4);
   return out;
+#endif
 }
 
 LICAG3D_CORE_END

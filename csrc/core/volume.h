@@ -235,6 +235,30 @@ LICAG3D_HD void add_plane_inner(const PlaneOf<Voxel> &plane, const PlaneLane &ra
   }
 }
 
+// The transpose of one ray: add(voxel, share) for everything it gives; a share of no weight is left out.
+template <class Add>
+LICAG3D_HD void spread_planes(const licag3d_grid &grid, const GridRay &ray, float value, float *volume, Add &&add) {
+  const PlaneRay plane = plane_ray(grid, ray);
+  const Range &range = plane.range;
+  const int centre = range.first + (range.last - range.first) / 2;
+  const int nu = grid.size[ray.axis[0]], nv = grid.size[ray.axis[1]];
+  const int64_t su = grid.stride[ray.axis[0]], sv = grid.stride[ray.axis[1]];
+  const PlaneLane lane = plane_lane(plane, centre);
+  const float scaled = value * static_cast<float>(plane.plane_mm);
+  for (int k = range.first; k <= range.last; ++k) {
+    const float j = static_cast<float>(k - centre);
+    const Neighbours u = neighbours(lane.u + j * lane.du, nu), v = neighbours(lane.v + j * lane.dv, nv);
+    const float from = lane.low > j - 0.5f ? lane.low : j - 0.5f, to = lane.high < j + 0.5f ? lane.high : j + 0.5f;
+    const float w = to > from ? to - from : 0.0f;
+    float *data = volume + k * grid.stride[ray.axis[2]];
+    for (int corner = 0; corner < 4; ++corner) {
+      const float weight = w * (corner & 1 ? u.weight1 : u.weight0) * (corner & 2 ? v.weight1 : v.weight0);
+      if (weight != 0.0f)
+        add(data + (corner & 2 ? v.index1 : v.index0) * sv + (corner & 1 ? u.index1 : u.index0) * su, weight * scaled);
+    }
+  }
+}
+
 struct RayGradient {
   double origin[3], direction[3];  // x, y, z, per mm
 };

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Volume operators on CUDA: one thread per ray, the arithmetic of core/. The transpose adds with atomics, so its last
+// Volume operators on CUDA for any rays: one thread per ray, the arithmetic of core/. The transpose adds with atomics, so its last
 // bits depend on the order in which threads arrive.
 #include "core/march.h"
-#include "core/volume.h"
+#include "core/view_walk.h"
 #include "cuda/launch.cuh"
 
 LICAG3D_CORE_BEGIN
@@ -11,25 +11,11 @@ namespace {
 using ::licag3d::blocks_for;
 using ::licag3d::kThreads;
 
-// Samples are counted from the middle of the ray's range, where float loses least.
-__device__ int middle(const Range &range) { return range.first + (range.last - range.first) / 2; }
-
 template <bool kGradient>
 __device__ PlaneSums sum_planes(const licag3d_grid &grid, const GridRay &ray, const PlaneRay &plane_ray, int centre,
                                 const float *volume) {
-  const PlaneLane lane = plane_lane(plane_ray, centre);
-  const Range &range = plane_ray.range;
-  Plane plane = {volume, static_cast<int>(grid.stride[ray.axis[0]]), static_cast<int>(grid.stride[ray.axis[1]]),
-                 grid.size[ray.axis[0]], grid.size[ray.axis[1]]};
-  PlaneSums sums = {};
-  for (int k = range.first; k <= range.last; ++k) {
-    plane.data = volume + k * grid.stride[ray.axis[2]];
-    if (k >= range.inner_first && k <= range.inner_last)
-      add_plane_inner<kGradient>(plane, lane, static_cast<float>(k - centre), sums);
-    else
-      add_plane<kGradient>(plane, lane, static_cast<float>(k - centre), sums);
-  }
-  return sums;
+  const WalkVolume<float> plain = {volume, {grid.stride[0], grid.stride[1], grid.stride[2]}};
+  return walk_planes<kGradient>(plain, WalkBricks{}, grid, ray, plane_ray, centre);
 }
 
 template <bool kGradient>
@@ -60,11 +46,11 @@ __global__ void project_kernel(licag3d_grid grid, licag3d_rays rays, const float
     float value;
     if (grid.step_mm > 0) {
       const MarchRay march = march_ray(grid, ray);
-      value = static_cast<float>(grid.step_mm) * sum_march<false>(grid, march, middle(march.range), volume).value;
+      value = static_cast<float>(grid.step_mm) * sum_march<false>(grid, march, middle_of(march.range), volume).value;
     } else {
       const PlaneRay plane = plane_ray(grid, ray);
       value = static_cast<float>(plane.plane_mm) *
-              sum_planes<false>(grid, ray, plane, middle(plane.range), volume).value;
+              sum_planes<false>(grid, ray, plane, middle_of(plane.range), volume).value;
     }
     projections[i] = ray.valid == 1 ? value : ray.valid == 0 ? NAN : 0.0f;
   }
@@ -83,11 +69,11 @@ __global__ void grad_rays_kernel(licag3d_grid grid, licag3d_rays rays, const flo
       RayGradient one;
       if (grid.step_mm > 0) {
         const MarchRay march = march_ray(grid, ray);
-        const int centre = middle(march.range);
+        const int centre = middle_of(march.range);
         one = march_gradient(grid, ray, centre, sum_march<true>(grid, march, centre, data));
       } else {
         const PlaneRay plane = plane_ray(grid, ray);
-        const int centre = middle(plane.range);
+        const int centre = middle_of(plane.range);
         one = plane_gradient(grid, ray, plane, centre, sum_planes<true>(grid, ray, plane, centre, data));
       }
       for (int a = 0; a < 3; ++a) {
@@ -107,27 +93,12 @@ __device__ void add_voxel(float *at, float weight, float value) {
 }
 
 __device__ void scatter_planes(const licag3d_grid &grid, const GridRay &ray, float value, float *volume) {
-  const PlaneRay plane = plane_ray(grid, ray);
-  const int centre = middle(plane.range), nu = grid.size[ray.axis[0]], nv = grid.size[ray.axis[1]];
-  const int64_t su = grid.stride[ray.axis[0]], sv = grid.stride[ray.axis[1]];
-  const PlaneLane lane = plane_lane(plane, centre);
-  const float scaled = value * static_cast<float>(plane.plane_mm);
-  for (int k = plane.range.first; k <= plane.range.last; ++k) {
-    const float j = static_cast<float>(k - centre);
-    const Neighbours u = neighbours(lane.u + j * lane.du, nu), v = neighbours(lane.v + j * lane.dv, nv);
-    const float from = lane.low > j - 0.5f ? lane.low : j - 0.5f, to = lane.high < j + 0.5f ? lane.high : j + 0.5f;
-    const float w = to > from ? to - from : 0.0f;
-    float *data = volume + k * grid.stride[ray.axis[2]];
-    add_voxel(data + v.index0 * sv + u.index0 * su, w * u.weight0 * v.weight0, scaled);
-    add_voxel(data + v.index0 * sv + u.index1 * su, w * u.weight1 * v.weight0, scaled);
-    add_voxel(data + v.index1 * sv + u.index0 * su, w * u.weight0 * v.weight1, scaled);
-    add_voxel(data + v.index1 * sv + u.index1 * su, w * u.weight1 * v.weight1, scaled);
-  }
+  spread_planes(grid, ray, value, volume, [](float *at, float share) { atomicAdd(at, share); });
 }
 
 __device__ void scatter_march(const licag3d_grid &grid, const GridRay &ray, float value, float *volume) {
   const MarchRay march = march_ray(grid, ray);
-  const int centre = middle(march.range);
+  const int centre = middle_of(march.range);
   const MarchLane lane = march_lane(march, centre);
   const float scaled = value * static_cast<float>(grid.step_mm);
   for (int i = march.range.first; i <= march.range.last; ++i) {

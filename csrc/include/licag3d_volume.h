@@ -15,6 +15,7 @@ extern "C" {
 enum licag3d_grid_flags {
   LICAG3D_KEEP_EMPTY = 1,  // do not look for empty bricks of the volume (results are the same bit for bit)
   LICAG3D_HALF = 2,        // the volume is IEEE binary16; only for the functions that say so
+  LICAG3D_ATOMIC = 4,      // CUDA, backproject_views: spread ray by ray with atomics, in varying order, instead of gathering
 };
 
 typedef struct licag3d_grid {
@@ -49,8 +50,8 @@ typedef struct licag3d_views {
   int32_t cols;
 } licag3d_views;
 
-// The same three for whole views, on the planes rule alone (step_mm == 0); CPU only. The volume of the first and the
-// last may be binary16. grad_frames (count, 12) is the gradient of sum(weights * projections) by the frames.
+// The same three for whole views, on the planes rule alone (step_mm == 0). The volume of the first and the last may be
+// binary16. On CUDA frames lie in device memory too. grad_frames (count, 12) is the gradient of sum(weights * projections) by the frames.
 LICAG3D_API int32_t licag3d_project_views(const licag3d_run *run, const licag3d_grid *grid, const licag3d_views *views,
                                           const void *volume, float *projections);
 LICAG3D_API int32_t licag3d_backproject_views(const licag3d_run *run, const licag3d_grid *grid,
@@ -67,6 +68,13 @@ LICAG3D_API int32_t licag3d_cuda_project_volume_grad_rays(const licag3d_run *run
                                                           const licag3d_rays *rays, const float *volume,
                                                           const float *weights, float *grad_origin,
                                                           float *grad_direction);
+LICAG3D_API int32_t licag3d_cuda_project_views(const licag3d_run *run, const licag3d_grid *grid,
+                                               const licag3d_views *views, const void *volume, float *projections);
+LICAG3D_API int32_t licag3d_cuda_backproject_views(const licag3d_run *run, const licag3d_grid *grid,
+                                                   const licag3d_views *views, const float *projections, float *volume);
+LICAG3D_API int32_t licag3d_cuda_project_views_grad_frames(const licag3d_run *run, const licag3d_grid *grid,
+                                                           const licag3d_views *views, const void *volume,
+                                                           const float *weights, double *grad_frames);
 
 #ifdef __cplusplus
 }

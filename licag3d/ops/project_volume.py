@@ -85,7 +85,9 @@ def backproject(projections: torch.Tensor, cameras: Cameras | Rays, *, shape: Se
         voxel_size_mm, origin_mm, step_mm: as for :func:`project_volume`.
 
     Returns:
-        ``(D, H, W)`` or ``(B, D, H, W)`` float32. The result does not depend on the number of CPU threads.
+        ``(D, H, W)`` or ``(B, D, H, W)`` float32. The result does not depend on the number of CPU threads. On CUDA it
+        repeats bit for bit for cameras and the planes rule, where voxels gather; with ``Rays`` or a step it is summed by
+        atomics in varying order.
 
     Raises:
         TypeError, ValueError: as for :func:`project_volume`.
@@ -107,12 +109,12 @@ def backproject(projections: torch.Tensor, cameras: Cameras | Rays, *, shape: Se
 
 
 def _whole_views(cameras: Cameras | Rays, tensor: torch.Tensor, step_mm: float | None) -> bool:
-    """Whether the operators for whole views serve: the planes rule on the CPU, and cameras that are views."""
+    """Whether the operators for whole views serve: the planes rule, and cameras that are views on the same device."""
     from licag3d.geometry import Cameras
 
     if step_mm is not None or not isinstance(cameras, Cameras):
         return False
-    return tensor.device.type == "cpu" and cameras.offset_lps_mm.device.type == "cpu"
+    return tensor.device.type in ("cpu", "cuda") and cameras.offset_lps_mm.device == tensor.device
 
 
 def _spec(voxel_size_mm, origin_mm, step_mm) -> tuple[list[float], list[float], float]:

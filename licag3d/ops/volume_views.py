@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The compiled operators behind ``project_volume`` for whole views on the CPU.
+"""The compiled operators behind ``project_volume`` for whole views, on the CPU and on CUDA.
 
 A view is given by twelve numbers instead of a ray per pixel: the source, the way from it to pixel (0, 0), and the steps
 of that way per column and per row, world mm. The kernels build the rays of a small tile of pixels at a time, so that no
@@ -22,7 +22,7 @@ from licag3d.ops.reference import volume as reference
 if TYPE_CHECKING:
     from licag3d.geometry import Cameras
 
-KEEP_EMPTY, HALF = 1, 2  # licag3d_grid_flags
+KEEP_EMPTY, HALF, ATOMIC = 1, 2, 4  # licag3d_grid_flags
 
 
 class Grid(ctypes.Structure):
@@ -54,7 +54,9 @@ def frames_of(cameras: Cameras) -> torch.Tensor:
     names = ("primary_deg", "secondary_deg", "sid_mm", "sod_mm", "spacing_row_mm", "spacing_col_mm", "principal_row",
              "principal_col", "offset_lps_mm")
     wide = cameras.replace(**{name: getattr(cameras, name).double() for name in names})
-    corners = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
+    # Made on the device: a copy from the host would wait, and could not be captured into a CUDA graph.
+    number = torch.arange(3, device=wide.offset_lps_mm.device)
+    corners = torch.stack([number == 1, number == 2], 1).double()
     source, way = wide.rays(corners.expand(len(cameras), 3, 2))
     first = way[:, 0]
     return torch.stack([source[:, 0], first, way[:, 1] - first, way[:, 2] - first], 1)
@@ -96,8 +98,8 @@ def grad_frames(volume: torch.Tensor, frames: torch.Tensor, weights: torch.Tenso
         rows, cols = weights.shape[2:]
         by_source, by_way = reference.grad_rays(volume.float(), *_rays(frames, rows, cols), weights, voxel_size_mm,
                                                 origin_mm, 0.0)
-        row = torch.arange(rows, dtype=by_way.dtype)[:, None, None]
-        col = torch.arange(cols, dtype=by_way.dtype)[:, None]
+        like = {"dtype": by_way.dtype, "device": by_way.device}
+        row, col = torch.arange(rows, **like)[:, None, None], torch.arange(cols, **like)[:, None]
         return torch.stack([x.sum((1, 2)) for x in (by_source, by_way, col * by_way, row * by_way)], 1)
     out = torch.empty_like(frames)
     grid = make_grid(volume.shape, voxel_size_mm, origin_mm, flags=_flags(volume))
@@ -117,7 +119,8 @@ def _views(frames: torch.Tensor, rows: int, cols: int) -> Views:
 def _rays(frames: torch.Tensor, rows: int, cols: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The rays ``(V, rows, cols, 3)`` of views, for the plain twins."""
     source, first, per_col, per_row = (x[:, None, None] for x in frames.unbind(1))
-    row, col = torch.arange(rows, dtype=frames.dtype)[:, None, None], torch.arange(cols, dtype=frames.dtype)[:, None]
+    like = {"dtype": frames.dtype, "device": frames.device}
+    row, col = torch.arange(rows, **like)[:, None, None], torch.arange(cols, **like)[:, None]
     way = first + col * per_col + row * per_row
     return source.expand_as(way), way
 
