@@ -7,7 +7,7 @@ What is minimised stands in :mod:`licag3d.inversion.prior_terms`; here are start
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from licag3d.geometry import Camera
 from licag3d.inversion.adam import Adam
 from licag3d.inversion.chains import Chains
 from licag3d.inversion.encoder_start import encoder_start
-from licag3d.inversion.prior_evidence import Evidence, WeakLines, gather
+from licag3d.inversion.prior_evidence import Curve, Evidence, WeakLines, gather
 from licag3d.inversion.prior_names import named_evidence
 from licag3d.inversion.prior_terms import code_cost, evidence_cost, nearest_segments, schedule
 from licag3d.inversion.prior_tree import Codes, TreeWriter, artery_of, named_tree
@@ -254,15 +254,36 @@ def _several(codes: Codes, settings: PriorSettings) -> Codes:
 
 
 def _result(generator, codes: Codes, artery, evidence: Evidence, margin, cost) -> PriorFit:
-    from scipy.spatial import cKDTree
-
     tree = named_tree(generator, codes)
     cameras = tuple(moving.moved(codes.view_shift_mm[0, k].numpy(), codes.view_turn_deg[0, k].numpy())
                     for k, moving in enumerate(evidence.cameras))  # fmt: skip
+    explained, residual, trust = _borne_out(tree, cameras, evidence.views)
+    with torch.no_grad():
+        w_plus = generator.spread(generator.average(codes.label))[0].clone()
+        w_plus[: generator.config.structure] = codes.styles(generator)[0]
+    length = np.array([len(value) for value in trust])
+    borne = float(sum(value.sum() for value in trust) / max(length.sum(), 1))
+    overall = float(np.clip((min(explained) - 0.3) / 0.4, 0, 1) * np.clip((borne - 0.2) / 0.4, 0, 1))
+    return PriorFit(artery, codes.label[0].numpy(), margin, w_plus.numpy(), codes, tree, trust,
+                    codes.center_mm[0].numpy(), np.rad2deg(codes.turn[0].numpy()), float(codes.log_scale.exp()[0]),
+                    explained, residual, overall, cost, cameras)  # fmt: skip
+
+
+def with_tree(fit: PriorFit, tree: VesselTree, views: Sequence[Curve]) -> PriorFit:
+    """A fit whose tree was changed: what that explains of the centrelines, and what they bear out of it. The overall
+    trust stays that of the codes, which a tree with branches put where the centrelines run cannot earn."""
+    explained, residual, trust = _borne_out(tree, fit.cameras, views)
+    return replace(fit, tree=tree, explained=explained, residual_mm=residual, trust=trust)
+
+
+def _borne_out(tree: VesselTree, cameras: Sequence[Camera], views: Sequence[Curve]):
+    """Per view the share of the centreline near the projected tree and their median distance; per branch its trust."""
+    from scipy.spatial import cKDTree
+
     lines, found = [], []
     explained, residual = [], []
     points = np.concatenate([branch.points_lps_mm for branch in tree.branches])
-    for camera, curve in zip(cameras, evidence.views, strict=True):
+    for camera, curve in zip(cameras, views, strict=True):
         flat = camera.project(points)[0] * camera.mm_per_pixel
         weight = curve.weight.numpy()
         if not len(weight):
@@ -275,15 +296,7 @@ def _result(generator, codes: Codes, artery, evidence: Evidence, margin, cost) -
         lines.append(cKDTree(curve.points.numpy()))
         found.append(camera)
     trust = tuple(_trust(branch.points_lps_mm, found, lines) for branch in tree.branches)
-    with torch.no_grad():
-        w_plus = generator.spread(generator.average(codes.label))[0].clone()
-        w_plus[: generator.config.structure] = codes.styles(generator)[0]
-    length = np.array([len(value) for value in trust])
-    borne = float(sum(value.sum() for value in trust) / max(length.sum(), 1))
-    overall = float(np.clip((min(explained) - 0.3) / 0.4, 0, 1) * np.clip((borne - 0.2) / 0.4, 0, 1))
-    return PriorFit(artery, codes.label[0].numpy(), margin, w_plus.numpy(), codes, tree, trust,
-                    codes.center_mm[0].numpy(), np.rad2deg(codes.turn[0].numpy()), float(codes.log_scale.exp()[0]),
-                    tuple(explained), tuple(residual), overall, cost, cameras)  # fmt: skip
+    return tuple(explained), tuple(residual), trust
 
 
 def _trust(points: np.ndarray, cameras, lines, *, window: int = 7) -> np.ndarray:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The prior in an inversion, after the first matching: fit, match again with the fitted tree as a cost, lay the tree
-onto the views, and complete it with the matched curves."""
+"""The prior in an inversion, after the first matching: fit, lay the tree onto the views, look for side branches that
+explain them better, match again with that tree as a cost, and complete it with the matched curves."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 
 from licag3d.geometry import Camera
 from licag3d.inversion.assembly import Curve
+from licag3d.inversion.branch_search import BranchSearchSettings, search_branches
 from licag3d.inversion.chains import Chains
 from licag3d.inversion.completion import CompletionSettings, completed_curves
 from licag3d.inversion.deformation import DeformationSettings, at_first_moment
 from licag3d.inversion.prior_cost import PriorCostSettings, prior_cost
-from licag3d.inversion.prior_evidence import WeakLines
-from licag3d.inversion.prior_fit import PriorFit, PriorSettings, fit_prior
-from licag3d.inversion.snapping import SnapSettings, snap_tree
+from licag3d.inversion.prior_evidence import WeakLines, gather
+from licag3d.inversion.prior_fit import PriorFit, PriorSettings, fit_prior, with_tree
+from licag3d.inversion.snapping import Snapped, SnapSettings, shown_tree, snap_tree
 
 if TYPE_CHECKING:
     from licag3d.inversion.several import Correspondence
@@ -28,8 +29,9 @@ DOUBTFUL_PRIOR = 0.5
 @dataclass(frozen=True)
 class PriorStageSettings:
     """Settings of the parts. ``rounds``: of matching with the prior as a cost (0: the first matching is kept).
-    ``move_cameras``: let the fit move all views but the first. ``deformation``: undo what the heart moved between the
-    views before the tree is laid onto them; None does not."""
+    ``move_cameras``: let the fit move all views but the first. ``branches``: look for side branches one by one (several
+    views only); None does not. ``deformation``: undo what the heart moved between the views before the tree is laid
+    onto them; None does not."""
 
     rounds: int = 1
     move_cameras: bool = True
@@ -37,6 +39,7 @@ class PriorStageSettings:
     cost: PriorCostSettings = field(default_factory=PriorCostSettings)
     snap: SnapSettings = field(default_factory=SnapSettings)
     completion: CompletionSettings = field(default_factory=CompletionSettings)
+    branches: BranchSearchSettings | None = field(default_factory=BranchSearchSettings)
     deformation: DeformationSettings | None = None
 
 
@@ -96,15 +99,17 @@ def prior_stage(
     held = fit.overall < settings.completion.doubt and len(found.cameras) > 1
     if held:
         fit = replace(fit, cameras=found.cameras)
-    elif match is not None and settings.rounds and len(found.cameras) > 1:
-        tell(0.7, "matching with the prior")
-        again = match(fit.cameras, (prior_cost(fit, settings.cost),))
-        found = replace(again, scale_from=found.scale_from, assumptions=found.assumptions)
-    tell(0.9, "laying the tree onto the views")
+    tell(0.7, "laying the tree onto the views")
     still = chains
     if settings.deformation is not None and len(found.cameras) > 1:
         still, _ = at_first_moment(fit.tree, fit.cameras, chains, settings.deformation, settings.snap)
     snapped = snap_tree(fit.tree, fit.cameras, still, settings.snap)
+    if settings.branches is not None and not held and len(found.cameras) > 1:
+        fit, snapped = _searched(fit, snapped, still, found, generator, settings, lines)
+    if match is not None and settings.rounds and len(found.cameras) > 1 and not held:
+        tell(0.8, "matching with the prior")
+        again = match(fit.cameras, (prior_cost(fit, settings.cost),))
+        found = replace(again, scale_from=found.scale_from, assumptions=found.assumptions)
     # One view gives no depth: its flat curves would only contradict the prior's, but are all there is where it yields.
     flat = len(found.cameras) == 1 and fit.overall >= settings.completion.doubt
     matched = [] if flat else list(found.curves)
@@ -116,6 +121,20 @@ def prior_stage(
         fit,
         _warnings(fit, len(chains)),
     )
+
+
+def _searched(fit: PriorFit, snapped: Snapped, chains, found, generator, settings: PriorStageSettings, lines):
+    """The fit and the tree laid onto the views after the search of side branches."""
+    evidence = gather(
+        fit.cameras, chains, found.points_mm, found.confidence, settings.branches.spacing_mm, lines
+    )  # fmt: skip
+    tree, changes = search_branches(
+        fit, snapped.tree, evidence.views, evidence.sizes_mm, generator=generator, settings=settings.branches
+    )
+    if not changes:
+        return fit, snapped
+    # New branches lie on the views already, and the rest must not be laid onto them twice: it would be moved again.
+    return with_tree(fit, tree, evidence.views), shown_tree(tree, fit.cameras, chains, settings.snap)
 
 
 def _warnings(fit: PriorFit, views: int) -> tuple[str, ...]:

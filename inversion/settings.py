@@ -9,6 +9,7 @@ from pathlib import Path
 
 from licag3d.errors import InputError
 from licag3d.inversion.assembly import AssemblySettings
+from licag3d.inversion.branch_search import BranchSearchSettings
 from licag3d.inversion.camera_search import SearchSettings
 from licag3d.inversion.filling import FillSettings
 from licag3d.inversion.matching import MatchSettings
@@ -145,7 +146,8 @@ def inversion_settings(
                 encoder=quality == "best",
                 # The encoder and one more start take a second that the fast quality has not got.
                 named_mm=0.0 if quality == "fast" else PriorSettings.named_mm,
-            )
+            ),
+            branches=None if quality == "fast" else BranchSearchSettings(),
         ),
         # Reading thin lumens from the frame takes two seconds; without it widths and contrasts alone tell stenoses.
         refinement=RefinementSettings(density=quality != "fast"),

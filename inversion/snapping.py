@@ -94,14 +94,22 @@ def snap_tree(
             (normal.ravel(), (np.repeat(at, 3, axis=1).ravel(), np.tile(at, (1, 3)).ravel())), (3 * count, 3 * count)
         )
         moved = spsolve((data + smooth).tocsc(), right.ravel()).reshape(count, 3)
-    shown = [_shown(points + moved, radius, links, camera, line, settings)
-             for camera, line in zip(cameras, lines, strict=True)]  # fmt: skip
     cuts = np.cumsum([len(branch.points_lps_mm) for branch in tree.branches])[:-1]
     placed = np.split(points + moved, cuts)
-    return Snapped(
-        VesselTree(tuple(replace(b, points_lps_mm=p) for b, p in zip(tree.branches, placed, strict=True))),
-        tuple(tuple(np.split(value, cuts)) for value in shown),
-    )
+    laid = VesselTree(tuple(replace(b, points_lps_mm=p) for b, p in zip(tree.branches, placed, strict=True)))
+    return shown_tree(laid, cameras, chains, settings)
+
+
+def shown_tree(
+    tree: VesselTree, cameras: Sequence[Camera], chains: Sequence[Chains], settings: SnapSettings | None = None
+) -> Snapped:
+    """How well the views show a tree that lies on them already."""
+    settings = settings or SnapSettings()
+    points, radius, links, _, _ = tree_layout(tree)
+    cuts = np.cumsum([len(branch.points_lps_mm) for branch in tree.branches])[:-1]
+    shown = [_shown(points, radius, links, camera, lines_of(camera, chain), settings)
+             for camera, chain in zip(cameras, chains, strict=True)]  # fmt: skip
+    return Snapped(tree, tuple(tuple(np.split(value, cuts)) for value in shown))
 
 
 def tree_layout(tree: VesselTree):
@@ -160,7 +168,7 @@ def lines_of(camera: Camera, chains: Chains) -> Lines:
     return Lines(points, direction, np.log(chains.radius_mm))
 
 
-def _seen(points, camera: Camera):
+def seen_points(points: np.ndarray, camera: Camera) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Image points in mm at the isocentre, their derivative ``(N, 2, 3)``, and which lie in the image."""
     pixels, depth = camera.project(points)
     frame = camera.frame
@@ -196,7 +204,7 @@ def _assign(flat, radius, links, line: Lines, settings: SnapSettings):
 
 def pull(points, radius, links, camera, line: Lines, settings, reach: float):
     """Rows ``(n,)``, direction in space across the centreline ``(n, 3)``, distance to go and weight ``(n,)``."""
-    flat, jacobian, inside = _seen(points, camera)
+    flat, jacobian, inside = seen_points(points, camera)
     index, cosine = _assign(flat, radius, links, line, settings)
     off = line.points[index] - flat
     tangent = line.direction[index]
@@ -210,7 +218,7 @@ def pull(points, radius, links, camera, line: Lines, settings, reach: float):
 
 
 def _shown(points, radius, links, camera, line: Lines, settings) -> np.ndarray:
-    flat, _, inside = _seen(points, camera)
+    flat, _, inside = seen_points(points, camera)
     index, cosine = _assign(flat, radius, links, line, settings)
     gap = np.linalg.norm(line.points[index] - flat, axis=1)
     value = np.exp(-0.5 * (gap / 1.0) ** 2) * np.abs(cosine)
