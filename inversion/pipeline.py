@@ -12,6 +12,7 @@ from licag3d.geometry import Camera
 from licag3d.inversion import pictures, sanity, uncertainty
 from licag3d.inversion.chains import Chains, chains_from_graph
 from licag3d.inversion.consistency import contrast_of
+from licag3d.inversion.narrowings import find_narrowings
 from licag3d.inversion.rematching import rematch_ensemble
 from licag3d.inversion.settings import InversionSettings
 from licag3d.inversion.several import correct_cameras
@@ -75,7 +76,8 @@ def reconstruct(
     consistent = sanity.consistency(given, cameras, chains, contrast, settings, same)
     found = find_tree(run.views, evidence, chains, cameras, settings, run.progress)
     field, cameras, metrics, record_3 = _field_stage(run, found.tree, found.cameras, evidence, chains)
-    tree, errors, record_4 = _vessel_stage(run, found, cameras, chains)
+    tree, errors, record_4 = _vessel_stage(run, found, cameras)
+    narrowed = find_narrowings(tree, cameras, run.views, evidence)
     sure, doubts = sanity.confidence(
         consistent,
         tree,
@@ -98,6 +100,8 @@ def reconstruct(
         given_cameras=given,
         confidence=sure,
         error_note=errors.sentence,
+        stenoses=narrowed.listed,
+        judged_share=narrowed.judged_share,
         seed=settings.seed,
         device=settings.device,
         seconds=time.perf_counter() - begin,
@@ -239,7 +243,7 @@ def _field_stage(
     )
 
 
-def _vessel_stage(run: Run, found: FoundTree, cameras: tuple[Camera, ...], chains: tuple[Chains, ...]):
+def _vessel_stage(run: Run, found: FoundTree, cameras: tuple[Camera, ...]):
     """Expected errors along the branches, and the last picture."""
     begin = time.perf_counter()
     settings, tree = run.settings, found.tree
@@ -248,7 +252,7 @@ def _vessel_stage(run: Run, found: FoundTree, cameras: tuple[Camera, ...], chain
     if settings.members and found.fit is None and len(run.views) > 1:
         moved = rematch_ensemble(
             found.found,
-            chains,
+            found.chains,
             settings.match,
             lambda cameras, chains, match: found.match(cameras, chains, replace(held, match=match)),
             settings.members,
@@ -258,7 +262,7 @@ def _vessel_stage(run: Run, found: FoundTree, cameras: tuple[Camera, ...], chain
     errors = uncertainty.point_errors(
         tree,
         cameras,
-        chains,
+        found.chains,
         found.found,
         moved,
         fit=found.fit,

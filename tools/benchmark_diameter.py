@@ -297,7 +297,7 @@ def scores(tree, cameras, case, *, aligned: bool, images: bool = True) -> dict[s
 def reported(tree, case, percent: float) -> tuple[int, int, int]:
     """Of the true stenoses of at least ``percent`` those that :func:`find_stenoses` reports as such (within 2 mm of
     their stretch), their number, and the reported ones that lie at no lesion within 20 points of that."""
-    from licag3d.report.result import REPORTED_REFERENCE_MM
+    from licag3d.report.lesions import REPORTED_REFERENCE_MM
     from licag3d.vessels.stenosis import find_stenoses
 
     lesions = find_stenoses(tree, min_percent=percent, min_reference_mm=REPORTED_REFERENCE_MM)
@@ -312,7 +312,7 @@ def reported(tree, case, percent: float) -> tuple[int, int, int]:
 def told(tree, truth) -> list[list[float]]:
     """Of every reported stenosis of half the diameter or more: error of its minimal diameter, mm, the deviation it
     states, and 1 where the truth lies in its 90 % interval. Those on no true vessel (2 mm) are left out."""
-    from licag3d.report.result import REPORTED_REFERENCE_MM
+    from licag3d.report.lesions import REPORTED_REFERENCE_MM
     from licag3d.vessels.stenosis import find_stenoses
     from licag3d.vessels.tree import arc_length_mm, resample_tree
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from licag3d.geometry import Camera, view_angle_deg
 from licag3d.report import pictures
+from licag3d.report.lesions import lesions_html, marks_svg
 from licag3d.report.result import FILES, VIEW_FILE, Confidence, Reconstruction, StageRecord, view_caption
 from licag3d.report.scene import light_mesh, scene_dict
 from licag3d.report.view_guide import Target, guide_html, guide_scene
@@ -66,7 +67,7 @@ def report_html(result: Reconstruction, surface: Surface, parts: tuple[SurfacePa
         "views": "".join(_view(result, k, outlines[k]) for k in range(count)),
         "confidence_head": '<th scope="col">Confidence</th>' if known else "",
         "branches": _branches(result, known, measured),
-        "stenoses": _stenoses(result, summary["stenoses"]),
+        "stenoses": lesions_html(result.tree, result.views, result.narrowings, result.judged_share),
         "guide": guide_html(guide, result.cameras),
         "cameras": "".join(_camera_row(result, k) for k in range(count)),
         "stages": _stages(result.stages),
@@ -150,6 +151,7 @@ def _view(result: Reconstruction, k: int, outline: pictures.Outline) -> str:
         layers.append(f'<svg class="over {name}" viewBox="0 0 {cols} {rows}" preserveAspectRatio="none" '
                       'aria-hidden="true">'
                       f'<path d="{"".join(_path(line + 0.5, close) for line in lines)}"/></svg>')
+    layers.append(marks_svg(result.narrowings, k, {"rows": rows, "cols": cols}))
     notes = "".join(f"<br>{escape(note)}" for note in view.notes)
     metrics = ""
     if result.metrics and result.metrics[k]:
@@ -185,37 +187,6 @@ def _branches(result: Reconstruction, known: bool, measured: bool) -> str:
             f"<td>{_number(float(np.min(branch.radius_mm)), 2)}</td>{confidence}"
             f"{_error_cell(branch.error_mm) if measured else ''}</tr>")
     return "".join(rows) or '<tr><td colspan="8">No branch was found.</td></tr>'
-
-
-def _stenoses(result: Reconstruction, lesions: Sequence[dict[str, Any]]) -> str:
-    """The table of narrowings with their standard deviations, or a sentence that there are none."""
-    if not lesions:
-        return ('<p class="hint">None of half the diameter or more was found. Places where the vessel itself is in '
-                "doubt are not judged.</p>")
-    names = {branch.id: branch.name for branch in result.tree.branches}
-
-    def cell(value: float, sigma: float | None, digits: int) -> str:
-        spread = "" if sigma is None else f" \N{PLUS-MINUS SIGN} {_number(sigma, digits)}"
-        return f"<td>{_number(value, digits)}{spread}</td>"
-
-    def between(ends: Sequence[float] | None) -> str:
-        return f"<td>{_DASH if ends is None else f'{_number(ends[0], 2)} to {_number(ends[1], 2)}'}</td>"
-
-    rows = [f'<tr><td>{int(x["branch"])}</td><td class="left wrap">{escape(names.get(x["branch"], "")) or _DASH}</td>'
-            + cell(x["percent_diameter"], x["percent_sigma"], 0)
-            + cell(x["minimal_diameter_mm"], x["minimal_sigma_mm"], 2) + between(x["minimal_90_mm"])
-            + f'<td>{_number(x["reference_diameter_mm"], 2)}</td><td>{_number(x["length_mm"], 1)}</td>'
-            + f'<td>{_number(x["at_mm"], 1)}</td></tr>' for x in lesions]
-    heads = "".join(f'<th scope="col">{text}</th>' for text in (
-        "Branch", "Name", "Diameter stenosis, %", "Minimal diameter, mm", "90 % interval, mm",
-        "Reference diameter, mm", "Length, mm",
-        "From the start of the branch, mm"))
-    note = ('<p class="hint">Narrowings of half the diameter or more, with one standard deviation. In synthetic '
-            "vessels 9 of 10 listed narrowings lay within the 90 % interval. Narrowings that every view hides, "
-            "within 3 mm of the end of a branch, or where the course of the vessel is in doubt are not listed. "
-            "The reference is a straight line through the healthy diameters of the branch. Not for diagnosis.</p>")
-    return (f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
-            + note)
 
 
 def _error_cell(error_mm: np.ndarray | None) -> str:

@@ -17,18 +17,12 @@ import numpy as np
 import licag3d
 from licag3d.geometry import Camera, view_angle_deg
 from licag3d.io.atomic import staged_folder, write_bytes, write_text
+from licag3d.report.lesions import lesion_dict, reported_stenoses
 from licag3d.report.view_guide import Target, guide_dict, view_guide
-from licag3d.structures import Branch, VesselEvidence, VesselTree, View
-from licag3d.vessels.stenosis import Stenosis, find_stenoses
+from licag3d.structures import VesselEvidence, VesselTree, View
+from licag3d.vessels.stenosis import Stenosis
 from licag3d.vessels.surface import Surface, SurfacePart
-from licag3d.vessels.tree import arc_length_mm
 from licag3d.vessels.volume import Volume
-
-#: Narrowings of at least this much of the diameter (percent) are reported, where the healthy vessel is at least this
-#: wide (mm): below, readings scatter by half.
-REPORTED_PERCENT, REPORTED_REFERENCE_MM = 50.0, 1.25
-#: ... and only this far from the ends of a branch, with this confidence and at most this expected error around it.
-REPORTED_FROM_END_MM, REPORTED_CONFIDENCE, REPORTED_ERROR_MM = 3.0, 0.5, 3.0
 
 
 @dataclass(frozen=True)
@@ -83,6 +77,8 @@ class Reconstruction:
         surface: the lumen; default the surface of the tree.
         confidence: in the result as a whole, where it was judged. error_note: what the expected errors along the
             branches mean, one sentence.
+        stenoses: as read from the views; None: told by the tree alone. judged_share: of the length of the vessels that
+            some view shows clear of others.
         seed, device, seconds: of the whole run. command: as typed, for the record.
     """
 
@@ -104,6 +100,8 @@ class Reconstruction:
     command: str = ""
     confidence: Confidence | None = None
     error_note: str = ""
+    stenoses: tuple[Stenosis, ...] | None = None
+    judged_share: float | None = None
 
     def __post_init__(self) -> None:
         if len(self.views) != len(self.cameras):
@@ -117,6 +115,11 @@ class Reconstruction:
     def cameras_before(self) -> tuple[Camera, ...]:
         """The cameras as given."""
         return self.given_cameras or tuple(view.camera for view in self.views)
+
+    @property
+    def narrowings(self) -> tuple[Stenosis, ...]:
+        """The stenoses that result.json and the report tell of, worst first."""
+        return reported_stenoses(self.tree) if self.stenoses is None else self.stenoses
 
 
 FILES = {
@@ -161,7 +164,7 @@ def write_result(out_dir: str | os.PathLike, result: Reconstruction) -> dict[str
     parts = surface_parts(surface)
     outlines = [tree_outline(result.tree, camera) for camera in result.cameras]
     grid = result.attenuation
-    guide = view_guide(result.tree, result.cameras, reported_stenoses(result.tree),
+    guide = view_guide(result.tree, result.cameras, result.narrowings,
                        level=result.confidence.level if result.confidence else "")
     with staged_folder(out_dir) as stage:
         write_stl(stage / "vessels.stl", surface.vertices_lps_mm, surface.faces)
@@ -192,30 +195,6 @@ def view_caption(number: int, view: View, camera: Camera) -> str:
     cranial = f"{'CRA' if camera.secondary_deg >= 0 else 'CAU'} {abs(camera.secondary_deg):.1f}\N{DEGREE SIGN}"
     source = ", ".join(x for x in (view.file, "" if view.frame is None else f"frame {view.frame}") if x)
     return f"View {number}: {lao}, {cranial}" + (f" ({source})" if source else "")
-
-
-def reported_stenoses(tree: VesselTree) -> tuple[Stenosis, ...]:
-    """The narrowings that result.json and the report tell of, worst first.
-
-    Left out are those that say nothing on the lumen: at an end of a branch, where vessels taper and joints lie, and
-    where the course of the vessel itself is in doubt (docs/refinement.md has what that was worth).
-    """
-    found = find_stenoses(tree, min_percent=REPORTED_PERCENT, min_reference_mm=REPORTED_REFERENCE_MM)
-    branches = {branch.id: branch for branch in tree.branches}
-    return tuple(lesion for lesion in found if _well_placed(branches[lesion.branch_id], lesion.at_mm))
-
-
-def _well_placed(branch: Branch, at_mm: float) -> bool:
-    """Whether vessel is seen on both sides of the place, with a depth that views agree on and a small expected error.
-
-    What a tree does not say of itself (no confidence, no expected error) speaks against nothing.
-    """
-    arc = arc_length_mm(branch.points_lps_mm)
-    if at_mm < REPORTED_FROM_END_MM or arc[-1] - at_mm < REPORTED_FROM_END_MM:
-        return False
-    near = np.abs(arc - at_mm) <= REPORTED_FROM_END_MM
-    sure = branch.confidence is None or float(np.min(branch.confidence[near])) >= REPORTED_CONFIDENCE
-    return sure and (branch.error_mm is None or float(np.max(branch.error_mm[near])) <= REPORTED_ERROR_MM)
 
 
 def result_dict(result: Reconstruction, surface: Surface, parts: tuple[SurfacePart, ...],
@@ -256,22 +235,14 @@ def result_dict(result: Reconstruction, surface: Surface, parts: tuple[SurfacePa
             "level": result.confidence.level, "statement": result.confidence.statement,
             "consistency": result.confidence.consistency, "facts": dict(result.confidence.facts)},
         "error_mm": _error_summary(result),
-        "stenoses": [_lesion_dict(lesion) for lesion in reported_stenoses(result.tree)],
+        "stenoses": [lesion_dict(lesion) for lesion in result.narrowings],
+        "stenoses_judged_share": result.judged_share,
         "best_views": guide_dict(guide),
         "scale_from": result.scale_from,
         "warnings": [*result.warnings, *part_warnings(parts)],
         "assumptions": list(result.assumptions),
     }
     return _plain(content)
-
-
-def _lesion_dict(lesion: Stenosis) -> dict[str, Any]:
-    """One narrowing as ``result.json`` has it; standard deviations are null where the radii have none."""
-    return {"branch": lesion.branch_id, "at_mm": lesion.at_mm, "position_lps_mm": list(lesion.position_lps_mm),
-            "percent_diameter": lesion.percent_diameter, "percent_sigma": lesion.percent_sigma,
-            "minimal_diameter_mm": lesion.minimal_diameter_mm, "minimal_sigma_mm": lesion.minimal_sigma_mm,
-            "minimal_90_mm": None if lesion.minimal_90_mm is None else list(lesion.minimal_90_mm),
-            "reference_diameter_mm": lesion.reference_diameter_mm, "length_mm": lesion.length_mm}
 
 
 def _error_summary(result: Reconstruction) -> dict[str, Any] | None:

@@ -25,6 +25,28 @@ _CHOSEN_SHARE = 0.25
 _SPREADS_90 = 1.75
 
 
+SHOWN, DENIED = "shows it", "does not show it"
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What one view says of a narrowing.
+
+    ``view``: number, from 0; ``pixel``: (col, row) of the narrowest place; ``state``: ``shows it``, ``does not show
+    it``, or why it says nothing; ``percent``: diameter stenosis in this view, None where it says nothing;
+    ``line_px``: ``(n, 2)`` course of the vessel in the frame, ``mark``: first and last place in it that are narrow,
+    ``half_width_px``: of the healthy vessel.
+    """
+
+    view: int
+    pixel: tuple[float, float]
+    state: str
+    percent: float | None = None
+    line_px: tuple[tuple[float, float], ...] = ()
+    mark: tuple[int, int] = (0, 0)
+    half_width_px: float = 3.0
+
+
 @dataclass(frozen=True)
 class Stenosis:
     """One narrowing.
@@ -32,7 +54,9 @@ class Stenosis:
     ``at_mm``: arc length from the start of the branch to the smallest diameter; ``length_mm``: stretch around it with a
     diameter below 90 % of the reference. ``minimal_sigma_mm`` and ``percent_sigma``: standard deviations of the minimal
     diameter and of the percent, from those of the radii (docs/refinement.md); ``minimal_90_mm``: interval of the
-    minimal diameter that held 90 % of phantom lesions. None where the tree has no deviations.
+    minimal diameter that held 90 % of phantom lesions. None where the tree has no deviations. Of narrowings that were
+    read view by view (:mod:`licag3d.inversion.narrowings`) also ``percent_90``, ``confidence`` (``high`` or
+    ``moderate``) and ``sights``, the view that shows it best first.
     """
 
     branch_id: int
@@ -45,6 +69,19 @@ class Stenosis:
     minimal_sigma_mm: float | None = None
     percent_sigma: float | None = None
     minimal_90_mm: tuple[float, float] | None = None
+    percent_90: tuple[float, float] | None = None
+    confidence: str = ""
+    sights: tuple[Sight, ...] = ()
+
+    @property
+    def percent_area(self) -> float:
+        """Area stenosis of a round lumen, percent."""
+        return 100 * (1 - (1 - self.percent_diameter / 100) ** 2)
+
+    @property
+    def best_sight(self) -> Sight | None:
+        """The view that shows it most clearly, the first of those that show it."""
+        return next((sight for sight in self.sights if sight.state == SHOWN), None)
 
 
 def reference_diameter_mm(arc_mm, diameter_mm) -> np.ndarray:

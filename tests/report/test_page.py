@@ -213,7 +213,7 @@ def test_a_tree_without_stenoses_says_so(page):
 
 def test_narrowings_in_doubtful_places_are_not_listed():
     """A taper at the end of a branch, a vessel that one view shows and one that may lie elsewhere are no lesions."""
-    from licag3d.report.result import reported_stenoses
+    from licag3d.report.lesions import reported_stenoses
     from licag3d.structures import Branch, VesselTree
 
     arc = np.linspace(0.0, 60.0, 121)

@@ -12,7 +12,8 @@ from report_case import camera, reconstruction
 from vessel_trees import coronary
 
 from licag3d.report import write_result
-from licag3d.report.result import Confidence, reported_stenoses
+from licag3d.report.lesions import reported_stenoses
+from licag3d.report.result import Confidence
 from licag3d.report.view_guide import (
     DOUBTFUL_MM,
     PRIORS_OWN,
