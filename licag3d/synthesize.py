@@ -19,7 +19,10 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m licag3d.synthesize",
         description="Draw contrast into contrast-free frames. Per frame: NAME_angiogram.png (and .dcm for a DICOM "
         "input), NAME_vessel.png (probability), NAME_uncertainty.png and NAME_compare.png (all side by side). The "
-        "vessels are predicted, not seen: not for diagnosis. What it may be trusted with: docs/synthesis.md.",
+        "vessels are predicted, not seen: not for diagnosis. Overlap (Dice) with the true vessels of synthetic "
+        "patients: 0.45 with a fifth of the contrast left in the frame, 0.20 with a tenth, 0.06 without any, where "
+        "next to nothing is drawn; every run says what it expects of the frame. Limits: docs/synthesis.md. Example: "
+        "python -m licag3d.synthesize frame.png --out OUT",
     )
     made.add_argument(
         "files",

@@ -47,7 +47,9 @@ def test_refused(tmp_path, monkeypatch):
         weights.load("net", tmp_path)
 
 
-@pytest.mark.parametrize("name", ["segmentor", "encoder", "generator", "correspondence", "tree_encoder", "iqa"])
+@pytest.mark.parametrize(
+    "name", ["segmentor", "encoder", "generator", "correspondence", "tree_encoder", "iqa", "synthesis"]
+)
 def test_what_is_embedded_is_sound(name):
     if not weights.available(name):
         pytest.skip(f"no weights of the {name} are part of this version")

@@ -131,7 +131,9 @@ def synthesise(
     """
     found = predict(model, image, valid, mm_per_pixel, WORKING_MM, mirror=mirror)
     level = best_threshold(found.vessel) if threshold is None else threshold
-    attenuation = gate(found.vessel, level) * found.line_integral * valid
+    # Half-drawn edges belong to vessels: where none is likely the frame stays as it is.
+    drawn = bool((found.vessel > level).any())
+    attenuation = drawn * gate(found.vessel, level) * found.line_integral * valid
     return Synthesis(
         angiogram=darken(image, attenuation).astype(np.float32),
         vessel=found.vessel,

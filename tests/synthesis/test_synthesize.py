@@ -156,22 +156,51 @@ def test_inverted_frames_are_turned_over_where_asked(tmp_path, weights, capsys):
     assert np.abs(plain - turned).mean() < 1.5 and np.abs(plain - pixels(negative)).mean() > 20
 
 
-def test_contrast_that_is_there_already_is_seen(monkeypatch):
-    """On phantom frames of 512 px; the threshold was chosen on validation frames (docs/synthesis.md)."""
+def phantom_views(number, kappas):
+    """A phantom frame of 384 px and views of it with some of the contrast left, by kappa."""
     from licag3d.data.phantom_frames import case_moments, contrast_free_image, render_moment
     from licag3d.io.collimator import valid_area
 
-    (moment,) = case_moments(31, views=1, rows=384)
-    mm = moment.camera.mm_per_pixel
+    (moment,) = case_moments(number, views=1, rows=384)
+    frame = render_moment(moment)
 
     def view(picture):
         unit = picture.astype(np.float32) / 255
-        return replace(view_of(unit, mm, valid_area(unit)), file="frame.png")
+        return replace(view_of(unit, frame.mm_per_pixel, valid_area(unit)), file="frame.png")
 
-    with_contrast, without = view(render_moment(moment).image), view(contrast_free_image(moment, 0.1))
+    made = {kappa: view(contrast_free_image(moment, kappa)) for kappa in kappas if kappa < 1}
+    return frame, made | {1.0: view(frame.image)}
+
+
+def test_contrast_that_is_there_already_is_seen():
+    """On phantom frames of 512 px; the threshold was chosen on validation frames (docs/synthesis.md)."""
+    _, views = phantom_views(31, (0.1,))
+    with_contrast, without = views[1.0], views[0.1]
     assert contrast_seen(with_contrast)[1] > virtual_contrast.CONTRAST_MM > contrast_seen(without)[1] + 10
     assert any("hold contrast already" in text for text in frame_warnings(with_contrast))
     assert not any("hold contrast already" in text for text in frame_warnings(without))
+
+
+def test_the_embedded_network_draws_what_little_contrast_shows_and_next_to_nothing_without():
+    frame, views = phantom_views(33, (0.0, 0.3))
+    synthesiser = virtual_contrast.load_synthesiser()
+    drawn = {kappa: virtual_contrast.draw_contrast(views[kappa], synthesiser) for kappa in (0.0, 0.3)}
+    none, some = (drawn[kappa].synthesis for kappa in (0.0, 0.3))
+    dice = 2 * (some.mask & frame.mask).sum() / (some.mask.sum() + frame.mask.sum())
+    assert dice > 0.35 and none.mask.sum() < 0.05 * frame.mask.sum()
+    assert some.vessel[frame.mask].mean() > 3 * some.vessel[~frame.mask].mean()
+    assert abs(some.expected_dice - dice) < 0.15  # the promise is kept
+    assert (some.angiogram <= views[0.3].image).all() and np.median(some.attenuation[some.mask & frame.mask]) > 0.1
+    assert any("no vessel was likely" in text or "are a guess" in text for text in drawn[0.0].warnings)
+
+
+def test_the_command_needs_no_weights(tmp_path, capsys):
+    file, out = write(tmp_path / "a.png", grey((256, 256))), tmp_path / "out"
+    assert status_of(main, [file, "--out", str(out), "--pixel-spacing", "0.4"]) == 0
+    said = capsys.readouterr().out
+    # A ramp without any vessel: nothing is drawn, and it is said.
+    assert "no vessel was likely enough" in said and "drawn on 0.0 %" in said
+    assert np.array_equal(pixels(out / "a_angiogram.png"), pixels(file))
 
 
 def test_casgan_weights_serve_too(tmp_path, capsys):
