@@ -1,22 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
-// The backward pass of one CUDA block, cut at its barriers: every thread holds one sample, and the gradients of the
-// decoder weights are summed over the block by staging 16 hidden units at a time in shared memory, each output owned by
-// one thread. Plain functions of a thread number, so that a host test can run a block step by step
-// (tests/test_triplane.cpp).
+// The float32 decoder of one CUDA block, cut at its barriers: every thread holds one sample whose features lie in shared
+// memory, and the gradients of the decoder weights are summed over the block by staging 16 hidden units at a time, each
+// output owned by one thread. Plain functions of a thread number, so that a host test can run a block step by step
+// (tests/test_triplane_warp.cpp).
 #pragma once
 
-#include "core/triplane.h"
-#include "core/triplane_point.h"
+#include "core/triplane_warp.h"
 
 LICAG3D_CORE_BEGIN
 
 constexpr int kBlockThreads = 128;
 constexpr int kStage = 16;  // hidden units per stage
 
-// Shared memory of a block. Rows are padded by one so that threads reading one column meet different banks.
+// Shared memory of a block. Rows are padded so that threads reading one column meet different banks. The backward pass
+// takes all of it, the forward pass what stands before `unit`.
 template <int kChannels>
 struct BlockShared {
-  alignas(16) float features[kBlockThreads][kChannels + 4];
+  static constexpr int kRow = kChannels + 4;
+  alignas(16) float features[kBlockThreads][kRow];  // later their gradient
+  WarpCells cells[kBlockThreads / kLanes32];
   float unit[kBlockThreads][kStage + 1];    // gradient of the preactivations
   float weight[kBlockThreads][kStage + 1];  // share in the gradient of weight_2
   float dz[kBlockThreads];
@@ -29,45 +31,53 @@ LICAG3D_HD int64_t weight_floats(int channels, int hidden) {
 
 template <int kChannels>
 struct ThreadSample {
-  PointCell cell;
   float features[kChannels], features_grad[kChannels];
   float field, dz;
 };
 
+template <int kChannels>
+LICAG3D_HD void block_features(const BlockShared<kChannels> &shared, float *features, int thread) {
+  LICAG3D_UNROLL
+  for (int c = 0; c < kChannels; c += 4) load_item(&shared.features[thread][c], features + c);
+}
+
 // Decodes the sample; weight is the gradient of its field value. An idle thread (active = false) takes part in the
 // barriers with nothing to add.
 template <int kChannels>
-LICAG3D_HD void block_decode(const PointField &field, bool active, const float *coordinate, float weight,
-                             ThreadSample<kChannels> &sample, BlockShared<kChannels> *shared, int thread) {
+LICAG3D_HD void block_decode(const PointField &field, bool active, float weight, ThreadSample<kChannels> &sample,
+                             BlockShared<kChannels> &shared, int thread) {
+  block_features(shared, sample.features, thread);
   LICAG3D_UNROLL
-  for (int c = 0; c < kChannels; ++c) sample.features[c] = sample.features_grad[c] = 0.0f;
+  for (int c = 0; c < kChannels; ++c) sample.features_grad[c] = 0.0f;
   sample.field = sample.dz = 0.0f;
   if (active) {
-    sample.cell = locate_point(field.resolution, coordinate);
-    gather_point<kChannels>(field, sample.cell, sample.features);
     float slope;
     sample.field = softplus_slope_one(decode_point<kChannels>(field, sample.features), slope);
     sample.dz = weight * slope;
   }
-  if (shared == nullptr) return;
-  LICAG3D_UNROLL
-  for (int c = 0; c < kChannels; ++c) shared->features[thread][c] = sample.features[c];
-  shared->dz[thread] = sample.dz;
+  shared.dz[thread] = sample.dz;
 }
 
-// Units [first, first + kStage) of this thread's sample.
-template <int kChannels>
+// Units [first, first + kStage) of this thread's sample; with kWeights also what block_reduce sums.
+template <int kChannels, bool kWeights>
 LICAG3D_HD void block_stage(const PointField &field, bool active, int first, ThreadSample<kChannels> &sample,
-                            BlockShared<kChannels> *shared, int thread) {
+                            BlockShared<kChannels> &shared, int thread) {
   for (int i = 0; i < kStage; ++i) {
     float dh = 0.0f, weight = 0.0f;
     if (active)
       dh = decode_point_backward<kChannels>(field, first + i, sample.features, sample.dz, sample.features_grad, weight);
-    if (shared != nullptr) {
-      shared->unit[thread][i] = dh;
-      shared->weight[thread][i] = weight;
+    if (kWeights) {
+      shared.unit[thread][i] = dh;
+      shared.weight[thread][i] = weight;
     }
   }
+}
+
+// The gradient of the features takes their place, once no thread reads them any more.
+template <int kChannels>
+LICAG3D_HD void block_turn(const ThreadSample<kChannels> &sample, BlockShared<kChannels> &shared, int thread) {
+  LICAG3D_UNROLL
+  for (int c = 0; c < kChannels; ++c) shared.features[thread][c] = sample.features_grad[c];
 }
 
 // After a barrier: this thread's share of the sums over the block, added to the block's own weight gradients.

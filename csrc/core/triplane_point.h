@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// One sample of a tri-plane field, for one thread: gather, decode, and the gradients of both. Used by the CUDA kernels;
-// the CPU does the same in packets (cpu/triplane_packet.h). kChannels is padded to a multiple of 16 with zeros.
+// One sample of a tri-plane field, for one thread: where it lies, the decoder and its gradients. Used by the CUDA kernels
+// (what a warp does together is in core/triplane_warp.h); the CPU does the same in packets (cpu/triplane_packet.h).
+// kChannels is padded to a multiple of 16 with zeros.
 #pragma once
 
 #include "core/platform.h"
@@ -23,10 +24,9 @@ LICAG3D_HD Float4 load4(const float *p) { return *reinterpret_cast<const Float4 
 
 // hidden is padded to a multiple of 16 with zeros.
 struct PointField {
-  const float *texels;    // (3, R, R, channels)
   const float *weight_1;  // (hidden, channels)
   const float *bias_1, *weight_2, *bias_2;
-  int resolution, hidden;
+  int hidden;
 };
 
 // The four texels around a point in each plane XY, XZ, YZ.
@@ -68,34 +68,6 @@ LICAG3D_HD int64_t step_down(int resolution) {
 }
 
 template <int kChannels>
-LICAG3D_HD const float *first_texel(const float *texels, int resolution, int plane, const PointCell &cell) {
-  return texels + (static_cast<int64_t>(plane) * resolution * resolution + cell.texel[plane]) * kChannels;
-}
-
-// Mean over the planes of the bilinear samples.
-template <int kChannels>
-LICAG3D_HD void gather_point(const PointField &field, const PointCell &cell, float *features) {
-  const int64_t right = step_right<kChannels>(field.resolution), down = step_down<kChannels>(field.resolution);
-  LICAG3D_UNROLL
-  for (int c = 0; c < kChannels; ++c) features[c] = 0.0f;
-  LICAG3D_UNROLL
-  for (int p = 0; p < 3; ++p) {
-    const float *t = first_texel<kChannels>(field.texels, field.resolution, p, cell);
-    const float x = cell.fraction[plane_column(p)], y = cell.fraction[plane_row(p)];
-    const float w11 = x * y * (1.0f / 3.0f), w01 = x * (1.0f / 3.0f) - w11, w10 = y * (1.0f / 3.0f) - w11,
-                w00 = (1.0f / 3.0f) - x * (1.0f / 3.0f) - w10;
-    LICAG3D_UNROLL
-    for (int c = 0; c < kChannels; c += 4) {
-      const Float4 t00 = load4(t + c), t01 = load4(t + c + right), t10 = load4(t + c + down),
-                   t11 = load4(t + c + down + right);
-      LICAG3D_UNROLL
-      for (int i = 0; i < 4; ++i)
-        features[c + i] += w00 * t00.v[i] + w01 * t01.v[i] + (w10 * t10.v[i] + w11 * t11.v[i]);
-    }
-  }
-}
-
-template <int kChannels>
 LICAG3D_HD float preactivation(const PointField &field, int j, const float *features) {
   float sum = field.bias_1[j];
   LICAG3D_UNROLL
@@ -132,59 +104,6 @@ LICAG3D_HD float decode_point_backward(const PointField &field, int j, const flo
     for (int i = 0; i < 4; ++i) features_grad[c + i] += dh * w.v[i];
   }
   return dh;
-}
-
-// Adds the gradient of the features to the planes' gradient (3, R, R, channels) with add(float *, Float4).
-template <int kChannels, class Add>
-LICAG3D_HD void scatter_point(float *gradient, int resolution, const PointCell &cell, const float *features_grad,
-                              Add &&add) {
-  const int64_t right = step_right<kChannels>(resolution), down = step_down<kChannels>(resolution);
-  LICAG3D_UNROLL
-  for (int p = 0; p < 3; ++p) {
-    float *t = const_cast<float *>(first_texel<kChannels>(gradient, resolution, p, cell));
-    const float x = cell.fraction[plane_column(p)], y = cell.fraction[plane_row(p)];
-    const float w11 = x * y * (1.0f / 3.0f), w01 = x * (1.0f / 3.0f) - w11, w10 = y * (1.0f / 3.0f) - w11,
-                w00 = (1.0f / 3.0f) - x * (1.0f / 3.0f) - w10;
-    LICAG3D_UNROLL
-    for (int c = 0; c < kChannels; c += 4) {
-      Float4 g00, g01, g10, g11;
-      LICAG3D_UNROLL
-      for (int i = 0; i < 4; ++i) {
-        const float g = features_grad[c + i];
-        g00.v[i] = w00 * g, g01.v[i] = w01 * g, g10.v[i] = w10 * g, g11.v[i] = w11 * g;
-      }
-      add(t + c, g00);
-      add(t + c + right, g01);
-      add(t + c + down, g10);
-      add(t + c + down + right, g11);
-    }
-  }
-}
-
-// Gradient of the coordinates, from that of the features.
-template <int kChannels>
-LICAG3D_HD void slope_point(const PointField &field, const PointCell &cell, const float *features_grad, float *slope) {
-  const int64_t right = step_right<kChannels>(field.resolution), down = step_down<kChannels>(field.resolution);
-  for (int a = 0; a < 3; ++a) slope[a] = 0.0f;
-  LICAG3D_UNROLL
-  for (int p = 0; p < 3; ++p) {
-    const float *t = first_texel<kChannels>(field.texels, field.resolution, p, cell);
-    float s00 = 0.0f, s01 = 0.0f, s10 = 0.0f, s11 = 0.0f;
-    LICAG3D_UNROLL
-    for (int c = 0; c < kChannels; c += 4) {
-      const Float4 t00 = load4(t + c), t01 = load4(t + c + right), t10 = load4(t + c + down),
-                   t11 = load4(t + c + down + right);
-      LICAG3D_UNROLL
-      for (int i = 0; i < 4; ++i) {
-        const float g = features_grad[c + i];
-        s00 += g * t00.v[i], s01 += g * t01.v[i], s10 += g * t10.v[i], s11 += g * t11.v[i];
-      }
-    }
-    const float x = cell.fraction[plane_column(p)], y = cell.fraction[plane_row(p)];
-    slope[plane_column(p)] += (1.0f / 3.0f) * ((s01 - s00) * (1.0f - y) + (s11 - s10) * y);
-    slope[plane_row(p)] += (1.0f / 3.0f) * ((s10 - s00) * (1.0f - x) + (s11 - s01) * x);
-  }
-  for (int a = 0; a < 3; ++a) slope[a] *= cell.inside[a];
 }
 
 LICAG3D_CORE_END

@@ -4,6 +4,7 @@
 #include "core/triplane.h"
 
 #include "core/rays.h"
+#include "core/triplane_cells.h"
 #include "cpu/triplane_decode.h"
 
 LICAG3D_CORE_BEGIN
@@ -13,38 +14,20 @@ namespace {
 constexpr int kLanes = kTriplaneLanes;
 constexpr uint32_t kSampleMask = (1u << kTriplaneSampleBits) - 1;
 
+CellGrid grid_of(const TriplaneItem &item, const TriplaneCells &cells) {
+  return {cells.distance, cells.cells, static_cast<float>(cells.cells) / static_cast<float>(item.resolution)};
+}
+
 TriplaneBox box_of(const TriplaneItem &item) {
   return make_box(item.field->box_center_mm, item.field->box_size_mm, item.resolution);
 }
 
-// Cell of a texel coordinate; the faces of the box belong to the cells inside.
-LICAG3D_HD int cell_of(float coordinate, float cells_per_texel, int cells) {
-  const int cell = static_cast<int>((coordinate + 0.5f) * cells_per_texel);
-  return cell < 0 ? 0 : cell < cells ? cell : cells - 1;
-}
-
-// Marks in mask[i], bit `lane`, the samples of a ray that lie in cells that are not empty. From an empty cell at
-// distance d the ray may advance by d - 1 cells on every axis without meeting another kind.
-void mark_samples(const TriplaneCells &cells, const TriplaneRay &ray, float cells_per_texel, int samples, int lane,
-                  uint16_t *mask) {
+// Marks in mask[i], bit `lane`, the samples of a ray that lie in cells that are not empty.
+void mark_samples(const CellGrid &cells, const TriplaneRay &ray, int samples, int lane, uint16_t *mask) {
   const float per_sample = 1.0f / static_cast<float>(samples);
-  float stride = 0.0f;  // cells per sample, on the fastest axis
-  for (int a = 0; a < 3; ++a) {
-    const float along = fabsf(ray.delta[a]) * per_sample * cells_per_texel;
-    stride = along > stride ? along : stride;
-  }
-  // A little short of the truth, so that rounding cannot carry a sample over a border.
-  const float samples_per_cell = stride > 1e-6f ? 0.999f / stride : 1e6f;
-  for (int i = 0; i < samples;) {
-    const float fraction = (static_cast<float>(i) + 0.5f) * per_sample;
-    int cell[3];
-    for (int a = 0; a < 3; ++a)
-      cell[a] = cell_of(ray.start[a] + fraction * ray.delta[a], cells_per_texel, cells.cells);
-    const int distance = cells.distance[(static_cast<int64_t>(cell[2]) * cells.cells + cell[1]) * cells.cells + cell[0]];
-    if (distance == 0) mask[i] = static_cast<uint16_t>(mask[i] | 1u << lane);
-    const int skip = distance < 2 ? 1 : static_cast<int>(static_cast<float>(distance - 1) * samples_per_cell);
-    i += skip > 1 ? skip : 1;
-  }
+  const float per_cell = samples_per_cell(cells, ray.delta, per_sample);
+  for (int i = 0; (i = next_sample(cells, ray.start, ray.delta, per_sample, per_cell, i, samples)) < samples; ++i)
+    mask[i] = static_cast<uint16_t>(mask[i] | 1u << lane);
 }
 
 // Coordinates and weights of rows [begin, begin + used); the packet is filled up with rows of no weight.
@@ -109,7 +92,7 @@ int64_t triplane_scratch_floats(const TriplaneItem &item) { return packet_floats
 void triplane_prepare_rays(const TriplaneItem &item, const TriplaneCells &cells, const TriplaneRayTask &task,
                            const TriplaneList &list, int64_t group) {
   const TriplaneBox box = box_of(item);
-  const float cells_per_texel = static_cast<float>(cells.cells) / static_cast<float>(item.resolution);
+  const CellGrid grid = grid_of(item, cells);
   const int64_t begin = group * kTriplaneGroup, end = list.count < begin + kTriplaneGroup ? list.count : begin + kTriplaneGroup;
   if (list.mask != nullptr)
     std::memset(list.mask + begin / kLanes * task.samples, 0,
@@ -123,8 +106,7 @@ void triplane_prepare_rays(const TriplaneItem &item, const TriplaneCells &cells,
     ray.step_mm = static_cast<float>(step_mm(clipped, task.samples));
     ray.weight = task.grad_values != nullptr ? task.grad_values[index] * ray.step_mm : 0.0f;
     if (list.mask != nullptr)
-      mark_samples(cells, ray, cells_per_texel, task.samples, static_cast<int>(i % kLanes),
-                   list.mask + i / kLanes * task.samples);
+      mark_samples(grid, ray, task.samples, static_cast<int>(i % kLanes), list.mask + i / kLanes * task.samples);
   }
 }
 
@@ -151,21 +133,18 @@ int64_t triplane_list_rays(const TriplaneRayTask &task, const TriplaneList &list
 int64_t triplane_list_points(const TriplaneItem &item, const TriplaneCells &cells, const void *points, bool is_double,
                              int64_t begin, int64_t end, uint32_t *rows) {
   const TriplaneBox box = box_of(item);
-  const float cells_per_texel = static_cast<float>(cells.cells) / static_cast<float>(item.resolution);
+  const CellGrid grid = grid_of(item, cells);
   uint32_t *next = rows;
   for (int64_t i = begin; i < end; ++i) {
     bool inside = true;
-    int cell[3];
+    float coordinate[3];
     for (int a = 0; a < 3; ++a) {
       const double x = is_double ? static_cast<const double *>(points)[3 * i + a]
                                  : static_cast<double>(static_cast<const float *>(points)[3 * i + a]);
       inside = inside && x >= box.low[a] && x <= box.high[a];  // false for NaN
-      cell[a] = inside ? cell_of(static_cast<float>(to_texel(box, a, x)), cells_per_texel, cells.cells) : 0;
+      coordinate[a] = inside ? static_cast<float>(to_texel(box, a, x)) : 0.0f;
     }
-    if (!inside) continue;
-    if (cells.distance != nullptr &&
-        cells.distance[(static_cast<int64_t>(cell[2]) * cells.cells + cell[1]) * cells.cells + cell[0]] != 0)
-      continue;
+    if (!inside || (grid.distance != nullptr && cell_distance(grid, coordinate) != 0)) continue;
     *next++ = static_cast<uint32_t>(i);
   }
   return next - rows;

@@ -9,12 +9,16 @@
 namespace licag3d {
 namespace cuda {
 
-// Taken from the device's pool and given back in the order of the stream: no synchronisation, and a captured graph holds
-// both as nodes. Zero bytes take nothing.
+// Memory in the order of the stream, from a pool of our own that keeps up to 256 MiB for the next call (the device's
+// default pool gives all back whenever somebody waits, and mapping it again takes longer than many a kernel).
+cudaError_t take_memory(void **memory, size_t bytes, cudaStream_t stream);
+
+// Taken and given back in the order of the stream: no synchronisation, and a captured graph holds both as nodes. Zero
+// bytes take nothing.
 class Buffer {
  public:
   Buffer(cudaStream_t stream, int64_t bytes) : stream_(stream) {
-    if (bytes > 0) status_ = cudaMallocAsync(&memory_, static_cast<size_t>(bytes), stream);
+    if (bytes > 0) status_ = take_memory(&memory_, static_cast<size_t>(bytes), stream);
   }
   Buffer(const Buffer &) = delete;
   Buffer &operator=(const Buffer &) = delete;

@@ -1,215 +1,214 @@
 // SPDX-License-Identifier: Apache-2.0
-// Tri-plane operators on CUDA: buffers, launches and entry points; the kernels are in triplane_kernels.cuh. Memory beyond
-// inputs and outputs: two channel-padded copies of the planes and at most kPartialBytes of weight sums.
-#include <cuda_fp16.h>
+// Tri-plane operators on CUDA: buffers, launches and entry points. Memory beyond inputs and outputs: a channel-padded copy
+// of the planes (halves where the decoder is bfloat16) and one of their gradient, a few numbers a ray, and at most
+// kPartialBytes of weight sums. Nothing waits for the device, so calls may be captured into a graph.
 #include <cuda_runtime.h>
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 
+#include "cuda/buffer.cuh"
 #include "cuda/error.h"
 #include "cuda/launch.cuh"
 #include "cuda/triplane_kernels.cuh"
-#include "include/licag3d_triplane.h"
+#include "cuda/triplane_memory.cuh"
 
 namespace licag3d {
 namespace cuda {
 namespace {
 
 constexpr int64_t kPartialBytes = 64 << 20;
-constexpr int kMaxChannels = 64;  // features and their gradient must fit into registers
+constexpr int kMaxChannels = 64;               // features and their gradient must fit into registers
+constexpr int64_t kSharedWeights = 10000 + 16;  // floats of a decoder in shared memory
+constexpr int64_t kWantedUnits = 4096;         // warps that keep a large device busy
 
-// (3, C, R, R) to (3, R, R, padded) and back; a thread per value of the padded side, channels fastest.
-__global__ void repack_kernel(const void *planes, int is_half, int channels, int padded, int64_t texels, float *out) {
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < 3 * texels * padded;
-       i += static_cast<int64_t>(gridDim.x) * blockDim.x) {
-    const int64_t c = i % padded, texel = i / padded % texels, plane = i / padded / texels;
-    const int64_t from = (plane * channels + c) * texels + texel;
-    out[i] = c >= channels ? 0.0f
-             : is_half     ? __half2float(static_cast<const __half *>(planes)[from])
-                           : static_cast<const float *>(planes)[from];
-  }
-}
-
-__global__ void unpack_kernel(const float *gradient, int channels, int padded, int64_t texels, float *out) {
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < 3 * texels * channels;
-       i += static_cast<int64_t>(gridDim.x) * blockDim.x) {
-    const int64_t texel = i % texels, c = i / texels % channels, plane = i / texels / channels;
-    out[i] = gradient[(plane * texels + texel) * padded + c];
-  }
-}
-
-// Padded weights in one array, laid out as the weight gradients are.
-__global__ void pack_weights_kernel(licag3d_triplane field, int padded, int hidden, float *out) {
-  const int64_t size = weight_floats(padded, hidden);
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < size;
-       i += static_cast<int64_t>(gridDim.x) * blockDim.x) {
-    const int64_t j = i / padded, c = i % padded, k = i - static_cast<int64_t>(hidden) * padded;
-    float value = 0.0f;
-    if (k < 0)
-      value = j < field.hidden && c < field.channels ? field.weight_1[j * field.channels + c] : 0.0f;
-    else if (k < hidden)
-      value = k < field.hidden ? field.bias_1[k] : 0.0f;
-    else if (k < 2 * hidden)
-      value = k - hidden < field.hidden ? field.weight_2[k - hidden] : 0.0f;
-    else if (k == 2 * hidden)
-      value = field.bias_2[0];
-    out[i] = value;
-  }
-}
-
-// Sum over the blocks in order, in double: the same bits every time.
-__global__ void sum_weights_kernel(const float *partial, int blocks, int channels, int padded, int real_hidden,
-                                   int hidden, licag3d_triplane_gradients out) {
-  const int64_t size = weight_floats(padded, hidden);
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < size;
-       i += static_cast<int64_t>(gridDim.x) * blockDim.x) {
-    double sum = 0.0;
-    for (int b = 0; b < blocks; ++b) sum += partial[b * size + i];
-    const int64_t j = i / padded, c = i % padded, k = i - static_cast<int64_t>(hidden) * padded;
-    const float value = static_cast<float>(sum);
-    if (k < 0) {
-      if (j < real_hidden && c < channels) out.weight_1[j * channels + c] = value;
-    } else if (k < hidden) {
-      if (k < real_hidden) out.bias_1[k] = value;
-    } else if (k < 2 * hidden) {
-      if (k - hidden < real_hidden) out.weight_2[k - hidden] = value;
-    } else if (k == 2 * hidden) {
-      out.bias_2[0] = value;
-    }
-  }
-}
-
-// Device memory of one call, freed on its stream.
-class Buffer {
- public:
-  Buffer(cudaStream_t stream, int64_t floats) : stream_(stream) {
-    status_ =
-        floats > 0 ? cudaMallocAsync(reinterpret_cast<void **>(&memory_), floats * sizeof(float), stream) : cudaSuccess;
-  }
-  Buffer(const Buffer &) = delete;
-  ~Buffer() {
-    if (memory_ != nullptr) cudaFreeAsync(memory_, stream_);
-  }
-  float *get() const { return memory_; }
-  cudaError_t status() const { return status_; }
-
- private:
-  cudaStream_t stream_;
-  float *memory_ = nullptr;
-  cudaError_t status_;
+struct Call {
+  const licag3d_run &run;
+  const licag3d_triplane &field;
+  licag3d_triplane_options options;
+  Work work;
+  bool rays_per_item;
+  float *values;
+  const float *grad_values;                     // NULL: forward
+  const licag3d_triplane_gradients *gradients;  // NULL: forward
 };
 
-template <int kChannels>
+// One pass over one item of the batch, with the template arguments chosen.
+template <class Decoder, bool kPoints, bool kBackward, bool kWeights>
+cudaError_t launch(const Call &call, const Field &field, const TriplaneBox &box, const CellGrid &cells, const Work &work,
+                   const float *grad_values, float *values, const Targets &targets, int64_t blocks) {
+  const size_t bytes = Decoder::shared_bytes(field.hidden, kBackward);
+  const auto kernel = triplane_kernel<Decoder, kPoints, kBackward, kWeights>;
+  const cudaError_t status =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+  if (status != cudaSuccess) return status;
+  kernel<<<static_cast<int>(blocks), kBlockThreads, bytes, stream_of(&call.run)>>>(field, box, cells, work, grad_values,
+                                                                                   values, targets);
+  return cudaGetLastError();
+}
+
+template <class Decoder>
 class Operator {
  public:
-  Operator(const licag3d_run &run, const licag3d_triplane &field)
-      : field_(field),
-        stream_(static_cast<cudaStream_t>(run.stream)),
-        hidden_((field.hidden + 15) / 16 * 16),
-        texels_(static_cast<int64_t>(field.resolution) * field.resolution),
-        planes_(stream_, 3 * texels_ * kChannels),
-        weights_(stream_, weight_floats(kChannels, hidden_)),
-        box_(make_box(field.box_center_mm, field.box_size_mm, field.resolution)) {
-    cudaDeviceGetAttribute(&processors_, cudaDevAttrMultiProcessorCount, run.device);
-  }
+  using Texel = typename Decoder::Texel;
+  static constexpr int kPadded = Decoder::kPadded;
 
-  // grad_values == nullptr: forward.
-  int32_t run(Work work, bool rays_per_item, float *values, const float *grad_values,
-              const licag3d_triplane_gradients *gradients) {
-    const bool is_ray = work.points == nullptr;
-    const bool backward = grad_values != nullptr;
-    const int64_t partial_floats = weight_floats(kChannels, hidden_);
-    const int64_t per_block = is_ray ? kWarps : kBlockThreads;
-    int64_t blocks =
-        std::max<int64_t>(1, std::min<int64_t>((work.count + per_block - 1) / per_block, 8LL * processors_));
-    if (!backward) blocks = std::max<int64_t>(1, std::min<int64_t>((work.count + per_block - 1) / per_block, 1 << 20));
-    const bool want_weights = backward && gradients->weight_1 != nullptr,
-               want_planes = backward && gradients->planes != nullptr;
-    if (want_weights)
-      blocks = std::max<int64_t>(1, std::min<int64_t>(blocks, kPartialBytes / (partial_floats * sizeof(float))));
-    Buffer slices(stream_, want_planes ? 3 * texels_ * kChannels : 0),
-        partial(stream_, want_weights ? blocks * partial_floats : 0);
-    for (const cudaError_t status : {planes_.status(), weights_.status(), slices.status(), partial.status()})
-      if (status != cudaSuccess) return cuda_check(status);
-    const size_t shared = want_weights ? sizeof(BlockShared<kChannels>) : 0;
-    if (want_weights) {
-      const int bytes = static_cast<int>(shared);
-      cudaError_t status = is_ray ? cudaFuncSetAttribute(render_backward_kernel<kChannels>,
-                                                         cudaFuncAttributeMaxDynamicSharedMemorySize, bytes)
-                                  : cudaFuncSetAttribute(query_backward_kernel<kChannels>,
-                                                         cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-      if (status != cudaSuccess) return cuda_check(status);
-      cudaMemsetAsync(partial.get(), 0, blocks * partial_floats * sizeof(float), stream_);
+  Operator(const Call &call, int hidden)
+      : call_(call),
+        stream_(stream_of(&call.run)),
+        backward_(call.grad_values != nullptr),
+        points_(call.work.points != nullptr),
+        hidden_(hidden),
+        texels_(static_cast<int64_t>(call.field.resolution) * call.field.resolution),
+        weight_floats_(weight_floats(kPadded, hidden)),
+        box_(make_box(call.field.box_center_mm, call.field.box_size_mm, call.field.resolution)) {}
+
+  int32_t run() {
+    const licag3d_triplane_gradients *out = call_.gradients;
+    const bool want_weights = backward_ && out->weight_1 != nullptr, want_planes = backward_ && out->planes != nullptr,
+               want_rays = backward_ && out->origin != nullptr, whole = want_planes && call_.options.deterministic != 0;
+    Work work = call_.work;
+    // Rays of no image say that they are one long row.
+    const int64_t row = work.rays.image_cols;
+    if (!points_ && row >= 8 && work.count % row == 0 && work.count / row >= 4) work.cols = static_cast<int32_t>(row);
+    // Few rays: their samples are cut into pieces. Fixed numbers, so that sums do not depend on the device.
+    const int64_t tiles = std::max<int64_t>(1, tiles_of(work));
+    work.segments = points_ ? 1
+                            : static_cast<int>(std::max<int64_t>(
+                                  1, std::min<int64_t>((kWantedUnits + tiles - 1) / tiles, (work.samples + 7) / 8)));
+    const int64_t blocks = block_count(tiles * work.segments, want_weights);
+    const int64_t values = 3 * texels_ * kPadded, sets = want_weights ? Decoder::weight_sets(blocks) : 0;
+    const int64_t sums = points_ && !want_rays ? 0 : (want_rays ? kRaySums : backward_ ? 0 : 1) * work.segments * work.count;
+    const int64_t cells = call_.options.occupancy != nullptr ? call_.options.cells : 0, cell_count = cells * cells * cells;
+    const Buffer planes(stream_, values * static_cast<int64_t>(sizeof(Texel))), weights(stream_, 4 * weight_floats_),
+        gradient(stream_, want_planes ? values * (whole ? 8 : 4) : 0), partial(stream_, 4 * sets * weight_floats_),
+        ray_sums(stream_, 4 * sums), distance(stream_, cell_count), other(stream_, cell_count), unit(stream_, whole ? 32 : 0);
+    for (const Buffer *buffer : {&planes, &weights, &gradient, &partial, &ray_sums, &distance, &other, &unit})
+      if (buffer->status() != cudaSuccess) return cuda_check(buffer->status());
+    if (sets > 0) cudaMemsetAsync(partial.as<float>(), 0, 4 * sets * weight_floats_, stream_);
+    const int64_t all_rays = points_ ? work.count : work.rays.count;
+    if (want_rays) cudaMemsetAsync(out->origin, 0, 12 * all_rays, stream_);
+    if (want_rays && !points_) cudaMemsetAsync(out->direction, 0, 12 * all_rays, stream_);
+    pack_weights_kernel<<<blocks_for(weight_floats_), kThreads, 0, stream_>>>(call_.field, kPadded, hidden_,
+                                                                              weights.as<float>());
+    double *scale = unit.as<double>();
+    int *broken = whole ? reinterpret_cast<int *>(scale + 1) : nullptr;
+    if (whole) {
+      unsigned *largest = reinterpret_cast<unsigned *>(scale + 2);
+      cudaMemsetAsync(unit.as<char>(), 0, 32, stream_);
+      largest_kernel<<<blocks_for(call_.field.batch * work.count), kThreads, 0, stream_>>>(
+          call_.grad_values, call_.field.batch * work.count, largest);
+      const double longest_mm = points_ ? 1.0 : 1.7320508075688773 * call_.field.box_size_mm / work.samples;
+      choose_scale_kernel<<<1, 1, 0, stream_>>>(weights.as<float>(), kPadded, hidden_, largest, longest_mm,
+                                                static_cast<double>(work.count) * work.samples, scale);
     }
-    const int64_t all_rays = is_ray ? work.rays.count : work.count;
-    if (backward && gradients->origin) cudaMemsetAsync(gradients->origin, 0, 3 * all_rays * sizeof(float), stream_);
-    if (backward && gradients->direction)
-      cudaMemsetAsync(gradients->direction, 0, 3 * all_rays * sizeof(float), stream_);
-    pack_weights_kernel<<<blocks_for(partial_floats), kThreads, 0, stream_>>>(field_, kChannels, hidden_,
-                                                                              weights_.get());
-    const float *bias_1 = weights_.get() + static_cast<int64_t>(hidden_) * kChannels;
-    const PointField field = {planes_.get(),        weights_.get(),    bias_1, bias_1 + hidden_,
-                              bias_1 + 2 * hidden_, field_.resolution, hidden_};
-    const int64_t plane_bytes = 3 * field_.channels * texels_ * (field_.planes_are_half ? 2 : 4);
-    for (int64_t b = 0; b < field_.batch; ++b) {
-      repack_kernel<<<blocks_for(3 * texels_ * kChannels), kThreads, 0, stream_>>>(
-          static_cast<const char *>(field_.planes) + b * plane_bytes, field_.planes_are_half, field_.channels,
-          kChannels, texels_, planes_.get());
-      work.first_ray = rays_per_item ? b * work.count : 0;
-      if (want_planes) cudaMemsetAsync(slices.get(), 0, 3 * texels_ * kChannels * sizeof(float), stream_);
-      const PointGradients targets = {slices.get(), partial.get(), backward ? gradients->origin : nullptr,
-                                      backward ? gradients->direction : nullptr};
-      const float *grads = backward ? grad_values + b * work.count : nullptr;
-      float *out = backward ? nullptr : values + b * work.count;
-      if (work.count == 0) {
-      } else if (backward && is_ray) {
-        render_backward_kernel<kChannels>
-            <<<blocks, kBlockThreads, shared, stream_>>>(field, box_, work, grads, targets);
-      } else if (backward) {
-        query_backward_kernel<kChannels><<<blocks, kBlockThreads, shared, stream_>>>(field, box_, work, grads, targets);
-      } else if (is_ray) {
-        render_kernel<kChannels><<<blocks, kBlockThreads, 0, stream_>>>(field, box_, work, out);
-      } else {
-        query_kernel<kChannels><<<blocks, kBlockThreads, 0, stream_>>>(field, box_, work, out);
+    const Field field = {planes.as<void>(), weights.as<float>(), call_.field.resolution, hidden_};
+    const Targets targets = {whole ? nullptr : gradient.as<float>(),
+                             whole ? gradient.as<unsigned long long>() : nullptr,
+                             scale,
+                             broken,
+                             partial.as<float>(),
+                             ray_sums.as<float>()};
+    const int64_t plane_bytes = 3 * call_.field.channels * texels_ * (call_.field.planes_are_half ? 2 : 4);
+    const int tile_blocks = static_cast<int>(std::min<int64_t>(3 * ((texels_ + kTileTexels - 1) / kTileTexels), 65536));
+    CellGrid grid = {nullptr, static_cast<int>(cells), static_cast<float>(cells) / static_cast<float>(call_.field.resolution)};
+    for (int64_t b = 0; b < call_.field.batch && work.count > 0; ++b) {
+      repack_kernel<Texel><<<tile_blocks, kThreads, 0, stream_>>>(
+          static_cast<const char *>(call_.field.planes) + b * plane_bytes, call_.field.planes_are_half, call_.field.channels,
+          kPadded, texels_, planes.as<Texel>());
+      if (cells > 0 && (b == 0 || call_.options.occupancy_per_item)) {
+        measure_cells(call_.options.occupancy + (call_.options.occupancy_per_item ? b * cell_count : 0), cell_count,
+                      distance.as<uint8_t>(), other.as<uint8_t>());
+        grid.distance = other.as<uint8_t>();
       }
+      work.first_ray = call_.rays_per_item ? b * work.count : 0;
+      if (want_planes) cudaMemsetAsync(gradient.as<char>(), 0, values * (whole ? 8 : 4), stream_);
+      const float *grads = backward_ ? call_.grad_values + b * work.count : nullptr;
+      float *to = backward_ ? nullptr : call_.values + b * work.count;
+      const cudaError_t status = choose(field, grid, work, grads, to, targets, blocks, want_weights);
+      if (status != cudaSuccess) return cuda_check(status);
+      if (!backward_ && !points_)
+        finish_values_kernel<<<blocks_for(work.count), kThreads, 0, stream_>>>(box_, work, ray_sums.as<float>(), to);
+      if (want_rays)
+        finish_rays_kernel<<<blocks_for(work.count), kThreads, 0, stream_>>>(box_, work, ray_sums.as<float>(), grads,
+                                                                             out->origin, out->direction);
       if (want_planes)
-        unpack_kernel<<<blocks_for(3 * texels_ * field_.channels), kThreads, 0, stream_>>>(
-            slices.get(), field_.channels, kChannels, texels_, gradients->planes + b * 3 * field_.channels * texels_);
+        unpack_kernel<<<tile_blocks, kThreads, 0, stream_>>>(gradient.as<float>(), targets.whole, scale, broken,
+                                                             call_.field.channels, kPadded, texels_,
+                                                             out->planes + b * 3 * call_.field.channels * texels_);
     }
+    if (want_planes && work.count == 0)
+      cudaMemsetAsync(out->planes, 0, 4 * call_.field.batch * 3 * call_.field.channels * texels_, stream_);
     if (want_weights)
-      sum_weights_kernel<<<blocks_for(partial_floats), kThreads, 0, stream_>>>(
-          partial.get(), static_cast<int>(blocks), field_.channels, kChannels, field_.hidden, hidden_, *gradients);
+      sum_weights_kernel<<<blocks_for(weight_floats_), kThreads, 0, stream_>>>(
+          partial.as<float>(), sets, call_.field.channels, kPadded, call_.field.hidden, hidden_, *out);
     return cuda_check(cudaGetLastError());
   }
 
  private:
-  const licag3d_triplane &field_;
+  int64_t block_count(int64_t units, bool want_weights) const {
+    int processors = 1;
+    cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, call_.run.device);
+    // Blocks read the decoder once and go on; a few rounds even out rays of different length.
+    int64_t blocks = std::min<int64_t>((units + kWarps - 1) / kWarps, (backward_ ? 6LL : 16LL) * processors);
+    if (want_weights)
+      blocks = std::min<int64_t>(blocks, kPartialBytes / (4 * weight_floats_) / Decoder::weight_sets(1));
+    return std::max<int64_t>(1, blocks);
+  }
+
+  void measure_cells(const uint8_t *occupancy, int64_t count, uint8_t *one, uint8_t *two) const {
+    start_cells_kernel<<<blocks_for(count), kThreads, 0, stream_>>>(occupancy, count, one);
+    for (int axis = 0; axis < 3; ++axis, std::swap(one, two))
+      reach_cells_kernel<<<blocks_for(count), kThreads, 0, stream_>>>(call_.options.cells, axis, one, two);
+  }
+
+  cudaError_t choose(const Field &field, const CellGrid &cells, const Work &work, const float *grads, float *to,
+                     const Targets &targets, int64_t blocks, bool want_weights) const {
+    const auto go = [&](auto function) { return function(call_, field, box_, cells, work, grads, to, targets, blocks); };
+    if (!backward_) return points_ ? go(launch<Decoder, true, false, false>) : go(launch<Decoder, false, false, false>);
+    if (want_weights) return points_ ? go(launch<Decoder, true, true, true>) : go(launch<Decoder, false, true, true>);
+    return points_ ? go(launch<Decoder, true, true, false>) : go(launch<Decoder, false, true, false>);
+  }
+
+  const Call &call_;
   cudaStream_t stream_;
+  bool backward_, points_;
   int hidden_;
-  int64_t texels_;
-  Buffer planes_, weights_;
+  int64_t texels_, weight_floats_;
   TriplaneBox box_;
-  int processors_ = 1;
 };
 
-int32_t dispatch(const licag3d_run &run, const licag3d_triplane &field, const Work &work, bool rays_per_item,
-                 float *values, const float *grad_values, const licag3d_triplane_gradients *gradients) {
+int32_t dispatch(const Call &call) {
+  const licag3d_triplane &field = call.field;
+  const int padded = field.channels <= 16 ? 16 : field.channels <= 32 ? 32 : 64;
+  const int hidden = (field.hidden + 15) / 16 * 16;
+  const int64_t texels = static_cast<int64_t>(field.resolution) * field.resolution;
   if (field.batch < 0 || field.channels < 1 || field.channels > kMaxChannels || field.hidden < 1 ||
-      field.resolution < 1 || !(field.box_size_mm > 0) || work.samples < 1)
-    return cuda_fail(LICAG3D_BAD_ARGUMENT, "tri-plane sizes are out of range (at most 64 channels on CUDA)");
-  const cudaError_t status = cudaSetDevice(run.device);
+      field.resolution < 1 || texels >= (1LL << 31) || !(field.box_size_mm > 0) || call.work.samples < 1 ||
+      weight_floats(padded, hidden) > kSharedWeights || (call.options.occupancy != nullptr && call.options.cells < 1))
+    return cuda_fail(LICAG3D_BAD_ARGUMENT,
+                     "tri-plane sizes are out of range (at most 64 channels, and a decoder of 10000 weights on CUDA)");
+  const cudaError_t status = cudaSetDevice(call.run.device);
   if (status != cudaSuccess) return cuda_check(status);
-  if (field.channels <= 16) return Operator<16>(run, field).run(work, rays_per_item, values, grad_values, gradients);
-  if (field.channels <= 32) return Operator<32>(run, field).run(work, rays_per_item, values, grad_values, gradients);
-  return Operator<64>(run, field).run(work, rays_per_item, values, grad_values, gradients);
+  if (call.options.precision == 1 && field.channels <= kTensorChannels && field.hidden <= kTensorHidden)
+    return Operator<TensorDecoder>(call, kTensorHidden).run();
+  if (padded == 16) return Operator<PlainDecoder<16>>(call, hidden).run();
+  if (padded == 32) return Operator<PlainDecoder<32>>(call, hidden).run();
+  return Operator<PlainDecoder<64>>(call, hidden).run();
+}
+
+licag3d_triplane_options options_of(const licag3d_triplane_options *given) {
+  return given != nullptr ? *given : licag3d_triplane_options{};
 }
 
 Work ray_work(const licag3d_triplane &field, const licag3d_rays &rays, bool per_item, int32_t samples) {
-  return {rays, nullptr, 0, per_item && field.batch > 0 ? rays.count / field.batch : rays.count, samples, 0};
+  return {rays, nullptr, 0, per_item && field.batch > 0 ? rays.count / field.batch : rays.count, samples, 0, 0, 1};
 }
 
-Work point_work(const void *points, int32_t are_double, int64_t count) { return {{}, points, 0, count, 1, are_double}; }
+Work point_work(const void *points, int32_t are_double, int64_t count) {
+  return {{}, points, 0, count, 1, are_double, 0, 1};
+}
 
 }  // namespace
 }  // namespace cuda
@@ -219,28 +218,34 @@ using namespace licag3d::cuda;
 
 extern "C" {
 
-int32_t licag3d_cuda_render_triplane(const licag3d_run *run, const licag3d_triplane *field, const licag3d_rays *rays,
-                                     int32_t rays_per_item, int32_t samples, float *values) {
-  return dispatch(*run, *field, ray_work(*field, *rays, rays_per_item, samples), rays_per_item, values, nullptr,
-                  nullptr);
+int32_t licag3d_cuda_render_triplane_with(const licag3d_run *run, const licag3d_triplane *field,
+                                          const licag3d_triplane_options *options, const licag3d_rays *rays,
+                                          int32_t rays_per_item, int32_t samples, float *values) {
+  return dispatch({*run, *field, options_of(options), ray_work(*field, *rays, rays_per_item, samples), rays_per_item != 0,
+                   values, nullptr, nullptr});
 }
 
-int32_t licag3d_cuda_render_triplane_backward(const licag3d_run *run, const licag3d_triplane *field,
-                                              const licag3d_rays *rays, int32_t rays_per_item, int32_t samples,
-                                              const float *grad_values, const licag3d_triplane_gradients *gradients) {
-  return dispatch(*run, *field, ray_work(*field, *rays, rays_per_item, samples), rays_per_item, nullptr, grad_values,
-                  gradients);
+int32_t licag3d_cuda_render_triplane_backward_with(const licag3d_run *run, const licag3d_triplane *field,
+                                                   const licag3d_triplane_options *options, const licag3d_rays *rays,
+                                                   int32_t rays_per_item, int32_t samples, const float *grad_values,
+                                                   const licag3d_triplane_gradients *gradients) {
+  return dispatch({*run, *field, options_of(options), ray_work(*field, *rays, rays_per_item, samples), rays_per_item != 0,
+                   nullptr, grad_values, gradients});
 }
 
-int32_t licag3d_cuda_query_triplane(const licag3d_run *run, const licag3d_triplane *field, const void *points,
-                                    int32_t points_are_double, int64_t count, float *values) {
-  return dispatch(*run, *field, point_work(points, points_are_double, count), false, values, nullptr, nullptr);
+int32_t licag3d_cuda_query_triplane_with(const licag3d_run *run, const licag3d_triplane *field,
+                                         const licag3d_triplane_options *options, const void *points,
+                                         int32_t points_are_double, int64_t count, float *values) {
+  return dispatch({*run, *field, options_of(options), point_work(points, points_are_double, count), false, values, nullptr,
+                   nullptr});
 }
 
-int32_t licag3d_cuda_query_triplane_backward(const licag3d_run *run, const licag3d_triplane *field, const void *points,
-                                             int32_t points_are_double, int64_t count, const float *grad_values,
-                                             const licag3d_triplane_gradients *gradients) {
-  return dispatch(*run, *field, point_work(points, points_are_double, count), false, nullptr, grad_values, gradients);
+int32_t licag3d_cuda_query_triplane_backward_with(const licag3d_run *run, const licag3d_triplane *field,
+                                                  const licag3d_triplane_options *options, const void *points,
+                                                  int32_t points_are_double, int64_t count, const float *grad_values,
+                                                  const licag3d_triplane_gradients *gradients) {
+  return dispatch({*run, *field, options_of(options), point_work(points, points_are_double, count), false, nullptr,
+                   grad_values, gradients});
 }
 
 }  // extern "C"

@@ -41,19 +41,20 @@ typedef struct licag3d_triplane_gradients {
   float *direction;
 } licag3d_triplane_gradients;
 
-// How to compute, beyond the field; a NULL pointer, or all zero, means none of it. CPU only.
+// How to compute, beyond the field; a NULL pointer, or all zero, means none of it.
 typedef struct licag3d_triplane_options {
   // Where the field is not zero: (cells, cells, cells) bytes, order [z, y, x], equal cells that fill the box; with
   // occupancy_per_item one such grid for each item of the batch. In cells of 0 the field counts as zero.
   const uint8_t *occupancy;
   int32_t cells;
   int32_t occupancy_per_item;
-  int32_t precision;  // 0 float32, 1 bfloat16 for the texels that are gathered
-  // 0, or float32 planes with channels side by side: strides in floats of items, planes and texels, a row of texels
+  int32_t precision;  // 0 float32, 1 bfloat16 for the products of the decoder
+  // CPU: 0, or float32 planes with channels side by side: strides in floats of items, planes and texels, a row of texels
   // follows the one before; channels is a multiple of 16. The gradient of the planes is then laid out alike.
   int64_t batch_stride;
   int64_t plane_stride;
   int64_t texel_stride;
+  int32_t deterministic;  // CUDA: sum the gradient of the planes so that it repeats bit for bit; the CPU always does
 } licag3d_triplane_options;
 
 // values (batch, rays per item): integral over the part of the ray, from origin to origin + direction, that lies in the
@@ -78,20 +79,24 @@ LICAG3D_API int32_t licag3d_query_triplane_backward(const licag3d_run *run, cons
                                                     const licag3d_triplane_gradients *gradients);
 LICAG3D_API int32_t licag3d_query_triplane_backward_with(const licag3d_run *run, const licag3d_triplane *field, const licag3d_triplane_options *options, const void *points, int32_t points_are_double, int64_t count, const float *grad_values, const licag3d_triplane_gradients *gradients);
 
-LICAG3D_API int32_t licag3d_cuda_render_triplane(const licag3d_run *run, const licag3d_triplane *field,
-                                                 const licag3d_rays *rays, int32_t rays_per_item, int32_t samples,
-                                                 float *values);
-LICAG3D_API int32_t licag3d_cuda_render_triplane_backward(const licag3d_run *run, const licag3d_triplane *field,
-                                                          const licag3d_rays *rays, int32_t rays_per_item,
-                                                          int32_t samples, const float *grad_values,
-                                                          const licag3d_triplane_gradients *gradients);
-LICAG3D_API int32_t licag3d_cuda_query_triplane(const licag3d_run *run, const licag3d_triplane *field,
-                                                const void *points, int32_t points_are_double, int64_t count,
-                                                float *values);
-LICAG3D_API int32_t licag3d_cuda_query_triplane_backward(const licag3d_run *run, const licag3d_triplane *field,
-                                                         const void *points, int32_t points_are_double, int64_t count,
-                                                         const float *grad_values,
-                                                         const licag3d_triplane_gradients *gradients);
+// Occupancy lies in device memory, as all else. At most 64 channels, padded to 16, 32 or 64, and
+// hidden units (padded to 16) times (channels + 2) at most 10000: the decoder lies in shared memory.
+LICAG3D_API int32_t licag3d_cuda_render_triplane_with(const licag3d_run *run, const licag3d_triplane *field,
+                                                      const licag3d_triplane_options *options, const licag3d_rays *rays,
+                                                      int32_t rays_per_item, int32_t samples, float *values);
+LICAG3D_API int32_t licag3d_cuda_render_triplane_backward_with(const licag3d_run *run, const licag3d_triplane *field,
+                                                               const licag3d_triplane_options *options,
+                                                               const licag3d_rays *rays, int32_t rays_per_item,
+                                                               int32_t samples, const float *grad_values,
+                                                               const licag3d_triplane_gradients *gradients);
+LICAG3D_API int32_t licag3d_cuda_query_triplane_with(const licag3d_run *run, const licag3d_triplane *field,
+                                                     const licag3d_triplane_options *options, const void *points,
+                                                     int32_t points_are_double, int64_t count, float *values);
+LICAG3D_API int32_t licag3d_cuda_query_triplane_backward_with(const licag3d_run *run, const licag3d_triplane *field,
+                                                              const licag3d_triplane_options *options, const void *points,
+                                                              int32_t points_are_double, int64_t count,
+                                                              const float *grad_values,
+                                                              const licag3d_triplane_gradients *gradients);
 
 #ifdef __cplusplus
 }

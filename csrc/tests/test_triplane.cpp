@@ -1,88 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-// Tri-planes: the shared arithmetic against closed forms and finite differences, the CUDA block run step by step on the
-// host against the CPU operator, and the CPU operator against itself on other instruction sets and thread counts.
+// Tri-planes: the shared arithmetic against closed forms and finite differences, and the CPU operator against itself on
+// other instruction sets and thread counts.
 #include <algorithm>
 #include <cstring>
-#include <memory>
-#include <random>
 #include <vector>
 
 #include "check.h"
 #include "core/softplus.h"
 #include "core/triplane.h"
-#include "core/triplane_block.h"
-#include "include/licag3d_triplane.h"
+#include "triplane_problem.h"
 
 using namespace licag3d::LICAG3D_ISA;
+using namespace check;
 
 namespace {
-
-std::vector<float> random_values(int64_t count, float scale, unsigned seed) {
-  std::mt19937 generator(seed);
-  std::normal_distribution<float> normal(0.0f, scale);
-  std::vector<float> values(count);
-  for (float &value : values) value = normal(generator);
-  return values;
-}
-
-double largest(const std::vector<float> &values) {
-  double most = 0;
-  for (float value : values) most = std::max(most, std::fabs(static_cast<double>(value)));
-  return most;
-}
-
-double difference(const std::vector<float> &a, const std::vector<float> &b) {
-  double most = 0;
-  for (size_t i = 0; i < a.size(); ++i) most = std::max(most, std::fabs(static_cast<double>(a[i]) - b[i]));
-  return most / std::max(largest(b), 1e-30);
-}
-
-struct Problem {
-  int channels, resolution, hidden;
-  std::vector<float> planes, weight_1, bias_1, weight_2, bias_2;
-
-  Problem(int c, int r, int h)
-      : channels(c),
-        resolution(r),
-        hidden(h),
-        planes(random_values(3LL * c * r * r, 1.0f, 1)),
-        weight_1(random_values(h * c, 0.3f, 2)),
-        bias_1(random_values(h, 0.3f, 3)),
-        weight_2(random_values(h, 0.3f, 4)),
-        bias_2(1, -0.4f) {}
-
-  licag3d_triplane field() const {
-    return {planes.data(),    weight_1.data(),
-            bias_1.data(),    weight_2.data(),
-            bias_2.data(),    1,
-            channels,         resolution,
-            hidden,           0,
-            {1.0, -2.0, 3.0}, 10.0};
-  }
-};
-
-struct Gradients {
-  std::vector<float> planes, weight_1, bias_1, weight_2, bias_2, origin, direction;
-
-  Gradients(const Problem &p, int64_t rows)
-      : planes(p.planes.size()),
-        weight_1(p.weight_1.size()),
-        bias_1(p.hidden),
-        weight_2(p.hidden),
-        bias_2(1),
-        origin(3 * rows),
-        direction(3 * rows) {}
-
-  licag3d_triplane_gradients pointers(bool rays) {
-    return {planes.data(),
-            weight_1.data(),
-            bias_1.data(),
-            weight_2.data(),
-            bias_2.data(),
-            origin.data(),
-            rays ? direction.data() : nullptr};
-  }
-};
 
 void test_softplus() {
   double worst = 0, worst_slope = 0;
@@ -151,90 +82,6 @@ void test_ray_gradient() {
   }
 }
 
-// The phases of the CUDA block on 128 points, in the order of its barriers.
-template <int kChannels>
-void test_block(int channels, int resolution, int hidden) {
-  const Problem problem(channels, resolution, hidden);
-  const licag3d_triplane field = problem.field();
-  const int padded = (hidden + 15) / 16 * 16;
-  const int64_t texels = static_cast<int64_t>(resolution) * resolution;
-  std::vector<Float4> memory(3 * texels * kChannels / 4), packed(weight_floats(kChannels, padded) / 4 + 1);
-  float *channel_last = memory[0].v, *weights = packed[0].v;
-  for (int64_t i = 0; i < 3 * texels; ++i)
-    for (int c = 0; c < kChannels; ++c)
-      channel_last[i * kChannels + c] =
-          c < channels ? problem.planes[(i / texels * channels + c) * texels + i % texels] : 0.0f;
-  float *bias_1 = weights + padded * kChannels;
-  for (int j = 0; j < hidden; ++j) {
-    std::copy_n(&problem.weight_1[j * channels], channels, weights + j * kChannels);
-    bias_1[j] = problem.bias_1[j];
-    bias_1[padded + j] = problem.weight_2[j];
-  }
-  bias_1[2 * padded] = problem.bias_2[0];
-  const PointField point = {channel_last, weights, bias_1, bias_1 + padded, bias_1 + 2 * padded, resolution, padded};
-
-  std::vector<float> points = random_values(3 * kBlockThreads, 3.0f, 7), grad = random_values(kBlockThreads, 1.0f, 8);
-  for (int i = 0; i < kBlockThreads; ++i)
-    for (int a = 0; a < 3; ++a) points[3 * i + a] += static_cast<float>(field.box_center_mm[a]);
-  const licag3d_run run = {1, 0, nullptr};
-  std::vector<float> expected(kBlockThreads), found(kBlockThreads);
-  CHECK(licag3d_query_triplane(&run, &field, points.data(), 0, kBlockThreads, expected.data()) == LICAG3D_OK);
-  Gradients wanted(problem, kBlockThreads);
-  const licag3d_triplane_gradients pointers = wanted.pointers(false);
-  CHECK(licag3d_query_triplane_backward(&run, &field, points.data(), 0, kBlockThreads, grad.data(), &pointers) ==
-        LICAG3D_OK);
-
-  const TriplaneBox box = make_box(field.box_center_mm, field.box_size_mm, resolution);
-  auto shared = std::make_unique<BlockShared<kChannels>>();
-  std::vector<ThreadSample<kChannels>> samples(kBlockThreads);
-  std::vector<char> active(kBlockThreads, 1);
-  std::vector<float> sums(weight_floats(kChannels, padded)), scattered(3 * texels * kChannels),
-      slopes(3 * kBlockThreads);
-  for (int t = 0; t < kBlockThreads; ++t) {
-    float coordinate[3];
-    for (int a = 0; a < 3; ++a) {
-      const double x = points[3 * t + a];
-      active[t] = active[t] && x >= box.low[a] && x <= box.high[a];
-      coordinate[a] = static_cast<float>(to_texel(box, a, x));
-    }
-    block_decode<kChannels>(point, active[t], coordinate, grad[t], samples[t], shared.get(), t);
-    found[t] = samples[t].field;
-  }
-  CHECK(std::count(active.begin(), active.end(), 1) > 50 && std::count(active.begin(), active.end(), 0) > 5);
-  for (int first = 0; first < padded; first += kStage) {
-    for (int t = 0; t < kBlockThreads; ++t)
-      block_stage<kChannels>(point, active[t], first, samples[t], shared.get(), t);
-    for (int t = 0; t < kBlockThreads; ++t) block_reduce<kChannels>(*shared, padded, first, sums.data(), t);
-  }
-  for (int t = 0; t < kBlockThreads; ++t) {
-    if (!active[t]) continue;
-    scatter_point<kChannels>(scattered.data(), resolution, samples[t].cell, samples[t].features_grad,
-                             [](float *to, const Float4 &value) {
-                               for (int i = 0; i < 4; ++i) to[i] += value.v[i];
-                             });
-    slope_point<kChannels>(point, samples[t].cell, samples[t].features_grad, &slopes[3 * t]);
-    for (int a = 0; a < 3; ++a) slopes[3 * t + a] *= static_cast<float>(box.texels_per_mm);
-  }
-  Gradients got(problem, kBlockThreads);
-  for (int64_t i = 0; i < 3 * texels; ++i)
-    for (int c = 0; c < channels; ++c)
-      got.planes[(i / texels * channels + c) * texels + i % texels] = scattered[i * kChannels + c];
-  for (int j = 0; j < hidden; ++j) {
-    std::copy_n(&sums[j * kChannels], channels, &got.weight_1[j * channels]);
-    got.bias_1[j] = sums[padded * kChannels + j];
-    got.weight_2[j] = sums[padded * (kChannels + 1) + j];
-  }
-  got.bias_2[0] = sums[padded * (kChannels + 2)];
-  CHECK(difference(found, expected) < 3e-6);
-  CHECK(difference(got.planes, wanted.planes) < 1e-5);
-  CHECK(difference(got.weight_1, wanted.weight_1) < 1e-5);
-  CHECK(difference(got.bias_1, wanted.bias_1) < 1e-5);
-  CHECK(difference(got.weight_2, wanted.weight_2) < 1e-5);
-  CHECK(difference(got.bias_2, wanted.bias_2) < 1e-5);
-  CHECK(difference(slopes, wanted.origin) < 1e-5 || resolution == 1);
-  CHECK(largest(wanted.planes) > 0 && largest(wanted.weight_1) > 0 && (resolution == 1 || largest(wanted.origin) > 0));
-}
-
 void test_threads_and_instruction_sets() {
   const Problem problem(20, 17, 30);
   const licag3d_triplane field = problem.field();
@@ -289,10 +136,6 @@ int main() {
   test_softplus();
   test_clip();
   test_ray_gradient();
-  test_block<16>(16, 9, 16);
-  test_block<16>(5, 7, 9);
-  test_block<32>(32, 12, 64);
-  test_block<64>(50, 1, 20);
   test_threads_and_instruction_sets();
   test_bad_sizes();
   return check::report();

@@ -86,8 +86,8 @@ def backproject(projections: torch.Tensor, cameras: Cameras | Rays, *, shape: Se
 
     Returns:
         ``(D, H, W)`` or ``(B, D, H, W)`` float32. The result does not depend on the number of CPU threads. On CUDA it
-        repeats bit for bit for cameras and the planes rule, where voxels gather; with ``Rays`` or a step it is summed by
-        atomics in varying order.
+        repeats bit for bit for cameras and the planes rule, where voxels gather; with ``Rays`` or a step it is summed
+        by atomics in varying order.
 
     Raises:
         TypeError, ValueError: as for :func:`project_volume`.

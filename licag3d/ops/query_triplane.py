@@ -48,7 +48,7 @@ def query_triplane(planes: torch.Tensor, decoder: TriplaneDecoder, points_mm: to
     number = check_precision(precision)
     check_points(points_mm, planes)
     cells = check_occupancy(occupancy, planes)
-    if not triplane_native.ready(planes.device.type, planes.shape[-3], cells is not None):
+    if not triplane_native.ready(planes.device.type, decoder.channels, decoder.hidden):
         return twin.query_triplane(planes, decoder, points_mm, box_center_mm=center_mm, box_size_mm=size_mm,
                                    occupancy=occupancy)
     batch = planes if planes.ndim == 5 else planes[None]

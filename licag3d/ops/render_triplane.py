@@ -40,8 +40,10 @@ def render_triplane(planes: torch.Tensor, decoder: TriplaneDecoder, cameras: Any
     recomputes the samples: memory is O(rays) plus the planes and their gradient once more, multiplied by the decoder's
     first layer where samples are many. Planes that are a view of a ``channels_last`` tensor (``(B, 3 C, R, R)`` viewed
     as ``(B, 3, C, R, R)``, C a multiple of 16) are read in place, and their gradient is laid out alike. On the CPU the
-    result does not depend on the number of threads, bit for bit; on CUDA the gradient of the planes is summed by
-    atomics in varying order, and planes of more than 64 channels take the slower twin.
+    result does not depend on the number of threads, bit for bit. On CUDA the gradient of the planes is summed by
+    atomics in varying order, unless ``torch.use_deterministic_algorithms(True)`` is set: then it is summed in whole
+    numbers of 64 bits and repeats bit for bit, as all else does anyway. Planes of more than 64 channels there, or a
+    decoder of more than some 10000 weights, take the slower twin.
 
     Args:
         planes: ``(3, C, R, R)`` or ``(B, 3, C, R, R)``, order XY, XZ, YZ; float32 or float16.
@@ -51,11 +53,12 @@ def render_triplane(planes: torch.Tensor, decoder: TriplaneDecoder, cameras: Any
         box_size_mm: edge of the box in mm.
         samples: samples per ray, 1 to 4096.
         occupancy: bool ``(D, D, D)``, or ``(B, D, D, D)`` one for each item, order [z, y, x]: D equal cells along each
-            edge of the box; False where the field counts as zero. On CUDA this runs the slower twin.
+            edge of the box; False where the field counts as zero.
         precision: "bfloat16" lets the products of the decoder, forward and backward, round their inputs to bfloat16
             (sums stay float32), where the processor has AMX and C and the hidden units, rounded up to 16, are
-            multiples of 32; everywhere else it is the same as "float32". Projections then differ by about 1e-3 of the
-            largest, gradients by 1e-2 at most.
+            multiples of 32, or on CUDA where C is at most 32 and hidden units at most 64 (texels are then read as
+            float16, values beyond 65504 held there); everywhere else it is the same as "float32". Projections then
+            differ by about 1e-3 of the largest, gradients by 1e-2 at most.
 
     Returns:
         ``(V, rows, cols)``, or the leading shape of the rays, with B in front for a batch; float32, no unit.
@@ -81,7 +84,7 @@ def render_triplane(planes: torch.Tensor, decoder: TriplaneDecoder, cameras: Any
     check_samples(samples)
     origin_mm, to_pixel_mm = rays_of(cameras, planes)
     cells = check_occupancy(occupancy, planes)
-    if not triplane_native.ready(planes.device.type, planes.shape[-3], cells is not None):
+    if not triplane_native.ready(planes.device.type, decoder.channels, decoder.hidden):
         return twin.render_triplane(planes, decoder, cameras, box_center_mm=center_mm, box_size_mm=size_mm,
                                     samples=samples, occupancy=occupancy)
     batch = planes if planes.ndim == 5 else planes[None]

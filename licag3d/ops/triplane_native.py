@@ -13,13 +13,15 @@ import torch
 
 from licag3d.ops import native
 
-_CUDA_CHANNELS = 64  # kMaxChannels of csrc/cuda/triplane.cu
+_CUDA_CHANNELS, _CUDA_WEIGHTS = 64, 10000  # kMaxChannels and kSharedWeights of csrc/cuda/triplane.cu
 
 
-def ready(device_type: str, channels: int, with_occupancy: bool) -> bool:
-    """Whether native kernels exist for planes on a device; a compiled graph keeps the answer it was built with."""
-    if device_type == "cuda" and (channels > _CUDA_CHANNELS or with_occupancy):
-        return False
+def ready(device_type: str, channels: int, hidden: int) -> bool:
+    """Whether native kernels exist for a field on a device; a compiled graph keeps the answer it was built with."""
+    if device_type == "cuda":
+        padded = 16 if channels <= 16 else 32 if channels <= 32 else 64
+        if channels > _CUDA_CHANNELS or -(-hidden // 16) * 16 * (padded + 2) > _CUDA_WEIGHTS:
+            return False
     return native.available(torch.device(device_type))
 
 
@@ -42,7 +44,7 @@ class OptionArrays(ctypes.Structure):
 
     _fields_ = [("occupancy", ctypes.c_void_p), ("cells", ctypes.c_int32), ("occupancy_per_item", ctypes.c_int32),
                 ("precision", ctypes.c_int32), ("batch_stride", ctypes.c_int64), ("plane_stride", ctypes.c_int64),
-                ("texel_stride", ctypes.c_int64)]
+                ("texel_stride", ctypes.c_int64), ("deterministic", ctypes.c_int32)]
 
 
 class GradientArrays(ctypes.Structure):
@@ -62,7 +64,8 @@ def render(planes: torch.Tensor, weight_1: torch.Tensor, bias_1: torch.Tensor, w
     field, alive = _pack_field(planes, weight_1, bias_1, weight_2, bias_2, box_center_mm, box_size_mm, occupancy,
                                precision)
     rays, rays_alive = native.pack_rays(origin_mm, to_pixel_mm)
-    _call("render_triplane", planes, field, rays, ctypes.c_int32(origin_mm.shape[0] > 1), ctypes.c_int32(samples), out)
+    native.call("render_triplane_with", planes.device, *field, rays, ctypes.c_int32(origin_mm.shape[0] > 1),
+                ctypes.c_int32(samples), out)
     del alive, rays_alive
     _check_finite(out, planes, weight_1, bias_1, weight_2, bias_2)
     return out
@@ -86,8 +89,8 @@ def render_backward(planes: torch.Tensor, weight_1: torch.Tensor, bias_1: torch.
     rays, rays_alive = native.pack_rays(origin_mm, to_pixel_mm)
     arrays, gradients = _gradient_arrays(inputs, wanted)
     grad = grad.detach().to(torch.float32).contiguous()
-    _call("render_triplane_backward", planes, field, rays, ctypes.c_int32(origin_mm.shape[0] > 1),
-          ctypes.c_int32(samples), grad, arrays)
+    native.call("render_triplane_backward_with", planes.device, *field, rays, ctypes.c_int32(origin_mm.shape[0] > 1),
+                ctypes.c_int32(samples), grad, arrays)
     del alive, rays_alive
     return _finish_gradients(inputs, gradients, wanted)
 
@@ -107,8 +110,8 @@ def query(planes: torch.Tensor, weight_1: torch.Tensor, bias_1: torch.Tensor, we
     field, alive = _pack_field(planes, weight_1, bias_1, weight_2, bias_2, box_center_mm, box_size_mm, occupancy,
                                precision)
     points = points_mm.detach().contiguous()
-    _call("query_triplane", planes, field, points, ctypes.c_int32(points.dtype == torch.float64),
-          ctypes.c_int64(points.numel() // 3), out)
+    native.call("query_triplane_with", planes.device, *field, points, ctypes.c_int32(points.dtype == torch.float64),
+                ctypes.c_int64(points.numel() // 3), out)
     del alive
     _check_finite(out, planes, weight_1, bias_1, weight_2, bias_2)
     return out
@@ -131,8 +134,8 @@ def query_backward(planes: torch.Tensor, weight_1: torch.Tensor, bias_1: torch.T
     points = points_mm.detach().contiguous()
     arrays, gradients = _gradient_arrays(inputs, wanted)
     grad = grad.detach().to(torch.float32).contiguous()
-    _call("query_triplane_backward", planes, field, points, ctypes.c_int32(points.dtype == torch.float64),
-          ctypes.c_int64(points.numel() // 3), grad, arrays)
+    native.call("query_triplane_backward_with", planes.device, *field, points,
+                ctypes.c_int32(points.dtype == torch.float64), ctypes.c_int64(points.numel() // 3), grad, arrays)
     del alive
     return _finish_gradients(inputs, gradients, wanted)
 
@@ -191,7 +194,7 @@ def _pack_field(planes, weight_1, bias_1, weight_2, bias_2, box_center_mm, box_s
     alive = [planes.detach() if in_place else planes.detach().contiguous(),
              *(tensor.detach().contiguous() for tensor in (weight_1, bias_1, weight_2, bias_2))]
     hidden, channels = weight_1.shape
-    options = OptionArrays(precision=precision)
+    options = OptionArrays(precision=precision, deterministic=int(torch.are_deterministic_algorithms_enabled()))
     if in_place:
         options.batch_stride, options.plane_stride = planes.stride()[:2]
         options.texel_stride = planes.stride(4)
@@ -202,13 +205,6 @@ def _pack_field(planes, weight_1, bias_1, weight_2, bias_2, box_center_mm, box_s
         options.occupancy, options.cells = alive[-1].data_ptr(), occupancy.shape[-1]
         options.occupancy_per_item = int(occupancy.shape[0] > 1)
     return (field, options), alive
-
-
-def _call(function: str, planes: torch.Tensor, packed: tuple[FieldArrays, OptionArrays], *arguments) -> None:
-    if planes.device.type == "cpu":
-        native.call(f"{function}_with", planes.device, *packed, *arguments)
-    else:  # the public functions ask nothing of CUDA that the options would say
-        native.call(function, planes.device, packed[0], *arguments)
 
 
 def _check_finite(out: torch.Tensor, *given: torch.Tensor) -> None:
