@@ -94,8 +94,8 @@ def diffdrr(ball: np.ndarray, edge_mm: float, spacing_mm: float, pixels: int, po
     return call
 
 
-def nanodrr(ball: np.ndarray, edge_mm: float, cameras, points: int, weights=None) -> Callable:
-    """The torch backend of nanodrr on the ball; with weights also its gradients by density and pose.
+def nanodrr(ball, edge_mm: float, cameras, points: int, weights=None, backend: str = "torch") -> Callable:
+    """nanodrr on the ball (an array, or a tensor on its device); with weights also its gradients by density and pose.
 
     It is given the very rays of ``cameras`` and the pose as a matrix on top of them, so that no convention of angles
     comes between.
@@ -105,8 +105,9 @@ def nanodrr(ball: np.ndarray, edge_mm: float, cameras, points: int, weights=None
     from nanodrr.drr import render
 
     voxels, pixels = ball.shape[0], cameras.rows
-    density = torch.from_numpy(ball)[None, None]
-    to_world, to_grid = torch.eye(4), torch.eye(4)
+    density = torch.as_tensor(ball)[None, None]
+    on = density.device
+    to_world, to_grid = torch.eye(4, device=on), torch.eye(4, device=on)
     to_world[:3, :3] *= edge_mm
     to_world[:3, 3] = -(BOX_MM - edge_mm) / 2
     to_grid[:3, :3] *= 2 / voxels
@@ -117,23 +118,23 @@ def nanodrr(ball: np.ndarray, edge_mm: float, cameras, points: int, weights=None
         to_world,
         torch.linalg.inv(to_world),
         to_grid,
-        torch.zeros(3),
+        torch.zeros(3, device=on),
         max_label=0,
         convert_to_mu=False,
     )
     origin, way = (x.float().reshape(1, -1, 3) for x in cameras.rays())
     rays = {"src": origin[:, :1], "tgt": origin + way}
-    unused = torch.eye(3)[None], torch.tensor([SID_MM])
+    unused = torch.eye(3, device=on)[None], torch.tensor([SID_MM], device=on)
 
     def call() -> np.ndarray:
-        pose = torch.eye(4)[None]
+        pose = torch.eye(4, device=on)[None]
         if weights is None:
             with torch.no_grad():
-                out = render(subject, unused[0], pose, unused[1], pixels, pixels, points, backend="torch", **rays)
-            return out.numpy()
+                out = render(subject, unused[0], pose, unused[1], pixels, pixels, points, backend=backend, **rays)
+            return out if out.is_cuda else out.numpy()  # no copy on a device: it would be timed
         subject._image_hu = density.clone().requires_grad_()
         out = render(
-            subject, unused[0], pose.requires_grad_(), unused[1], pixels, pixels, points, backend="torch", **rays
+            subject, unused[0], pose.requires_grad_(), unused[1], pixels, pixels, points, backend=backend, **rays
         )
         out.backward(weights.reshape(out.shape))
         return out.detach().numpy()
