@@ -76,7 +76,7 @@ def reconstruct(
     consistent = sanity.consistency(given, cameras, chains, contrast, settings, same)
     found = find_tree(run.views, evidence, chains, cameras, settings, run.progress)
     field, cameras, metrics, record_3 = _field_stage(run, found.tree, found.cameras, evidence, chains)
-    tree, errors, record_4 = _vessel_stage(run, found, cameras, chains)
+    tree, errors, record_4 = _vessel_stage(run, found, cameras)
     narrowed = find_narrowings(tree, cameras, run.views, evidence)
     sure, doubts = sanity.confidence(
         consistent,
@@ -243,7 +243,7 @@ def _field_stage(
     )
 
 
-def _vessel_stage(run: Run, found: FoundTree, cameras: tuple[Camera, ...], chains: tuple[Chains, ...]):
+def _vessel_stage(run: Run, found: FoundTree, cameras: tuple[Camera, ...]):
     """Expected errors along the branches, and the last picture."""
     begin = time.perf_counter()
     settings, tree = run.settings, found.tree
@@ -252,7 +252,7 @@ def _vessel_stage(run: Run, found: FoundTree, cameras: tuple[Camera, ...], chain
     if settings.members and found.fit is None and len(run.views) > 1:
         moved = rematch_ensemble(
             found.found,
-            chains,
+            found.chains,
             settings.match,
             lambda cameras, chains, match: found.match(cameras, chains, replace(held, match=match)),
             settings.members,
@@ -262,7 +262,7 @@ def _vessel_stage(run: Run, found: FoundTree, cameras: tuple[Camera, ...], chain
     errors = uncertainty.point_errors(
         tree,
         cameras,
-        chains,
+        found.chains,
         found.found,
         moved,
         fit=found.fit,

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from licag3d.geometry import Camera
 from licag3d.inversion.assembly import Curve
 from licag3d.inversion.branch_search import BranchSearchSettings, search_branches
@@ -21,6 +23,7 @@ from licag3d.inversion.snapping import Snapped, SnapSettings, shown_tree, snap_t
 
 if TYPE_CHECKING:
     from licag3d.inversion.several import Correspondence
+    from licag3d.structures import VesselTree
 
 #: Below this overall trust the prior is said to disagree with the views.
 DOUBTFUL_PRIOR = 0.5
@@ -29,12 +32,14 @@ DOUBTFUL_PRIOR = 0.5
 @dataclass(frozen=True)
 class PriorStageSettings:
     """Settings of the parts. ``rounds``: of matching with the prior as a cost (0: the first matching is kept).
-    ``move_cameras``: let the fit move all views but the first. ``branches``: look for side branches one by one (several
-    views only); None does not. ``deformation``: undo what the heart moved between the views before the tree is laid
-    onto them; None does not."""
+    ``move_cameras``: let the fit move all views but the first. ``second_look``: see the frames again with the fitted
+    tree in mind, by these weights (embedded name or file); None does not. ``branches``: look for side branches one by
+    one (several views only); None does not. ``deformation``: undo what the heart moved between the views before the
+    tree is laid onto them; None does not."""
 
     rounds: int = 1
     move_cameras: bool = True
+    second_look: str | None = None
     fit: PriorSettings = field(default_factory=PriorSettings)
     cost: PriorCostSettings = field(default_factory=PriorCostSettings)
     snap: SnapSettings = field(default_factory=SnapSettings)
@@ -46,12 +51,13 @@ class PriorStageSettings:
 @dataclass(frozen=True)
 class PriorStage:
     """``curves`` for ``assemble_tree``, ``cameras`` corrected with the tree, ``found``: the last matching (points and
-    confidence in the gauge of these cameras), the ``fit`` and ``warnings``."""
+    confidence in the gauge of these cameras), the ``fit``, the ``chains`` that both are of, and ``warnings``."""
 
     curves: tuple[Curve, ...]
     cameras: tuple[Camera, ...]
     found: Correspondence
     fit: PriorFit
+    chains: tuple[Chains, ...]
     warnings: tuple[str, ...]
 
 
@@ -61,7 +67,8 @@ def prior_stage(
     *,
     generator,
     settings: PriorStageSettings | None = None,
-    match: Callable[[tuple[Camera, ...], tuple], Correspondence] | None = None,
+    match: Callable[[Sequence[Chains], tuple[Camera, ...], tuple], Correspondence] | None = None,
+    look_again: Callable[[VesselTree, tuple[Camera, ...]], tuple[Sequence[Chains], Sequence[WeakLines]]] | None = None,
     start=None,
     labels=None,
     encoding=None,
@@ -73,7 +80,10 @@ def prior_stage(
     Args:
         found: of ``match_all``, scale gauge fixed. chains: of all views.
         generator: of :func:`licag3d.models.generator.load_generator`, with a structure stage.
-        match: called with cameras and place costs, matches again without fixing the gauge anew; None keeps ``found``.
+        match: called with centrelines, cameras and place costs, matches again without fixing the gauge anew; None keeps
+            ``found``.
+        look_again: called with the fitted tree and cameras, gives centrelines and faint lines seen with the tree in
+            mind (:mod:`licag3d.inversion.second_look`), with which the fit goes on.
         start: an earlier ``PriorFit`` to go on from.
         encoding: of :func:`licag3d.models.encode_views.encode_views`, see :func:`fit_prior`.
         labels: ``(B, labels)`` of the arteries to try; default all.
@@ -82,19 +92,28 @@ def prior_stage(
     """
     settings = settings or PriorStageSettings()
     tell = progress or (lambda *_: None)
+    how = replace(settings.fit, move_cameras=settings.fit.move_cameras and settings.move_cameras)
     fit = fit_prior(
         found.cameras,
         chains,
         found.points_mm,
         found.confidence,
         generator=generator,
-        settings=replace(settings.fit, move_cameras=settings.fit.move_cameras and settings.move_cameras),
+        settings=how,
         start=start,
         labels=labels,
         encoding=encoding,
         lines=lines,
-        progress=lambda share, text: tell(0.7 * share, text),
+        progress=lambda share, text: tell(0.5 * share, text),
     )
+    if look_again is not None and fit.overall >= settings.completion.doubt:
+        tell(0.5, "looking again with the tree in mind")
+        chains, lines = look_again(fit.tree, fit.cameras)
+        found = _unmatched(found, chains)
+        fit = fit_prior(
+            found.cameras, chains, found.points_mm, found.confidence, generator=generator, settings=how, start=fit,
+            lines=lines, progress=lambda share, text: tell(0.5 + 0.2 * share, text),
+        )  # fmt: skip
     # A prior that the views do not bear out changes nothing: not the matching, not the cameras, not the tree.
     held = fit.overall < settings.completion.doubt and len(found.cameras) > 1
     if held:
@@ -108,7 +127,7 @@ def prior_stage(
         fit, snapped = _searched(fit, snapped, still, found, generator, settings, lines)
     if match is not None and settings.rounds and len(found.cameras) > 1 and not held:
         tell(0.8, "matching with the prior")
-        again = match(fit.cameras, (prior_cost(fit, settings.cost),))
+        again = match(chains, fit.cameras, (prior_cost(fit, settings.cost),))
         found = replace(again, scale_from=found.scale_from, assumptions=found.assumptions)
     # One view gives no depth: its flat curves would only contradict the prior's, but are all there is where it yields.
     flat = len(found.cameras) == 1 and fit.overall >= settings.completion.doubt
@@ -119,7 +138,16 @@ def prior_stage(
         fit.cameras,
         replace(found, cameras=fit.cameras),
         fit,
+        tuple(chains),
         _warnings(fit, len(chains)),
+    )
+
+
+def _unmatched(found: Correspondence, chains: Sequence[Chains]) -> Correspondence:
+    """The correspondence for other centrelines, of which nothing is matched yet."""
+    count = [len(chain.pixels) for chain in chains]
+    return replace(
+        found, points_mm=tuple(np.full((n, 3), np.nan) for n in count), confidence=tuple(np.zeros(n) for n in count)
     )
 
 

@@ -50,6 +50,7 @@ class FoundTree:
 
     Args:
         tree: named where the prior bears it. cameras: with the gauge fixed, moved by the refinement.
+        chains: centrelines of the views that ``found`` speaks of: those of the second look where there was one.
         found: what the views agree on. matched: the tree of matching alone. fit: of the prior, or None.
         match: how the views were matched, see :func:`matcher`.
         records: one per stage.
@@ -57,6 +58,7 @@ class FoundTree:
 
     tree: VesselTree
     cameras: tuple[Camera, ...]
+    chains: tuple[Chains, ...]
     found: Correspondence
     matched: Assembly
     fit: PriorFit | None
@@ -93,12 +95,13 @@ def find_tree(
         raise InputError(NOTHING_MATCHED)
     tree, fit, last = matched.tree, None, matched
     if settings.prior != "none" and "prior" not in settings.skip:
-        staged, completed, assembly, record = _complete(views, evidence, chains, found, settings, match, progress)
+        staged, seen, completed, assembly, record = _complete(views, evidence, chains, found, settings, match, progress)
         records.append(record)
         if not completed.branches:
             warnings.append(PRIOR_DENIED)
         else:
             found, fit, tree, last = staged.found, staged.fit, completed, assembly
+            evidence, chains = seen, staged.chains
             if len(views) == 1 and fit.overall >= DOUBTFUL_PRIOR:
                 warnings, assumptions = [], []  # those of a flat tree
             warnings += [*found.warnings * (len(views) > 1), *staged.warnings]
@@ -109,7 +112,9 @@ def find_tree(
         tree, cameras, record = _refine(views, evidence, tree, cameras, settings, progress)
         records.append(record)
     warnings += assembly_warnings(last)
-    return FoundTree(tree, cameras, found, matched, fit, match, tuple(records), tuple(warnings), tuple(assumptions))
+    return FoundTree(
+        tree, cameras, tuple(chains), found, matched, fit, match, tuple(records), tuple(warnings), tuple(assumptions)
+    )
 
 
 def matcher(
@@ -171,6 +176,7 @@ def _complete(views, evidence, chains, found, settings, match, progress):
     from licag3d.inversion.completion import name_branches
     from licag3d.inversion.prior_evidence import weak_lines
     from licag3d.inversion.prior_stage import prior_stage
+    from licag3d.inversion.second_look import look_again
     from licag3d.models.generator import labels_of, load_generator
 
     begin = time.perf_counter()
@@ -182,21 +188,32 @@ def _complete(views, evidence, chains, found, settings, match, progress):
         labels = labels_of([settings.artery] * 2, [False, True], len(generator.config.labels))
     # The scale gauge is fixed by the first matching.
     held = replace(settings, camera_correction="none")
+    seen = evidence
+
+    def again(tree, cameras):
+        nonlocal seen
+        seen, lines = look_again(
+            views, evidence, chains, tree, cameras, weights=settings.prior_stage.second_look, device=settings.device
+        )
+        return lines, [weak_lines(item, view) for item, view in zip(seen, views, strict=True)]
+
+    looks = settings.prior_stage.second_look is not None and any(view.mask is None for view in views)
     staged = prior_stage(
         found,
         chains,
         generator=generator,
         settings=replace(settings.prior_stage, move_cameras=settings.camera_correction != "none"),
-        match=lambda cameras, costs: match(cameras, chains, held, place_costs=costs),
+        match=lambda lines, cameras, costs: match(cameras, lines, held, place_costs=costs),
+        look_again=again if looks else None,
         lines=[weak_lines(e, v) for e, v in zip(evidence, views, strict=True)],
         labels=labels,
         encoding=_encoding(evidence, found.cameras, settings),
         progress=lambda share, text: progress("prior", share, text),
     )
-    sights = sights_of(staged.cameras, views, evidence)
+    sights = sights_of(staged.cameras, views, seen)
     curves, joining = list(staged.curves), settings.assembly
     if len(views) == 1 and staged.fit.overall >= settings.prior_stage.completion.doubt:
-        curves += lifted_curves(chains[0], staged.cameras[0], curves)
+        curves += lifted_curves(staged.chains[0], staged.cameras[0], curves)
         # In one view anything that is dark all the way looks like a bridge.
         joining = replace(joining, join=replace(joining.join, longest_mm=joining.bridge_mm))
     assembly = assemble_tree(curves, joining, sights)
@@ -207,7 +224,7 @@ def _complete(views, evidence, chains, found, settings, match, progress):
     progress("prior", 1.0, note)
     shown = tree_pictures(views, staged.cameras, tree)
     seconds = time.perf_counter() - begin
-    return staged, tree, assembly, StageRecord("Prior of the tree", seconds, {}, shown, note)
+    return staged, seen, tree, assembly, StageRecord("Prior of the tree", seconds, {}, shown, note)
 
 
 def _encoding(evidence, cameras, settings: InversionSettings):

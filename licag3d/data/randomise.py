@@ -17,8 +17,10 @@ import torch.nn.functional as F
 from licag3d.data.bench_scenes import BenchBank
 from licag3d.data.device_scenes import DeviceBank
 from licag3d.data.distractors import DistractorBank, text_mask
-from licag3d.data.phantom_frames import DEVICE, FAINT, VESSEL, PhantomPool
+from licag3d.data.phantom_frames import DEVICE, FAINT, LABELS, VESSEL, PhantomPool
+from licag3d.data.sketches import faulty_points
 from licag3d.models.segmentor import normalise
+from licag3d.models.sketch import sketch
 
 #: Pixel sizes at the isocentre that samples have, mm; frames of other scales are resized for the network.
 SCALE_MM = (0.16, 0.34)
@@ -40,6 +42,7 @@ class Randomisation:
         bench: a drawn bench phantom instead of a patient. gaps: contrast is thin over short pieces of vessels.
         twig: weight of twigs that show (line integral above :data:`TWIG_SHOWS`); they and fainter ones, of weight 1,
             count as background. At weight 0 whatever might hang on a vessel is drawn, for twigs surround it closely.
+        guided: a sketch of the tree with the errors of a fit is a third input. mistaken: it is of another case.
     """
 
     size: int = 320
@@ -54,11 +57,14 @@ class Randomisation:
     bench: float = 0.08
     gaps: float = 0.25
     twig: float = 0.7
+    guided: bool = False
+    mistaken: float = 0.06
 
 
 @dataclass(frozen=True)
 class _Crop:
-    """Layers of a crop, each (1, s, s); beyond the frame the first two are continued and the others are zero."""
+    """Layers of a crop, each (1, s, s); beyond the frame the first two are continued, the others zero. ``labels``
+    are those of branches, ``mm_per_pixel`` is that of the crop."""
 
     image: torch.Tensor
     contrast_free: torch.Tensor
@@ -68,6 +74,8 @@ class _Crop:
     device: torch.Tensor
     faint: torch.Tensor
     outside: torch.Tensor
+    labels: torch.Tensor
+    mm_per_pixel: float
 
 
 class SampleStream:
@@ -102,7 +110,7 @@ class SampleStream:
         bench = self.bench is not None and rng.random() < s.bench
         frame = self._bench_crop(rng) if bench else self._crop(rng, int(rng.integers(self.frames)))
         p, vessel, device = frame.p, frame.vessel, frame.device
-        weight = self._weight(frame)
+        weight, drawn = self._weight(frame), frame
         empty = rng.random() < s.empty
         implants = self.implants is not None and not bench and rng.random() < s.implants
         if rng.random() < s.shown and not (empty or bench or implants):
@@ -112,6 +120,7 @@ class SampleStream:
             if rng.random() < s.foreign and not bench:
                 other = self._crop(rng, int(rng.integers(self.frames)))
                 contrast, p, vessel, weight = other.contrast, other.p, other.vessel, self._weight(other)
+                drawn = other
                 # The lumen of the other catheter comes with its contrast.
                 device = torch.maximum(device, other.device * (contrast > 0.05))
             gain = 0.0 if empty else float(np.exp(rng.normal(-0.05, 0.3)).clip(0.4, 1.8))
@@ -134,6 +143,8 @@ class SampleStream:
         seen = ~hidden
         x = normalise(grey[None], (seen if known else torch.ones_like(seen))[None])[0]
         weight = torch.where(hidden, torch.where(vessel > 0.5, 0.0, weight), weight)
+        if s.guided:
+            x = torch.cat((x, self._sketch(rng, drawn)))
         return {
             "x": x,
             "vessel": vessel * seen,
@@ -180,6 +191,10 @@ class SampleStream:
         image, rest, contrast, p, vessel, device, faint = cut[:, None]
         seen = (~outside).float()[None]
         vessel = (vessel > 0.5) * seen
+        labels = torch.zeros_like(vessel)
+        if self.settings.guided:
+            names = F.grid_sample((codes % LABELS).float()[None, None], grid[None], mode="nearest", align_corners=False)
+            labels = names[0] * vessel
         return _Crop(
             image=image,
             contrast_free=rest,
@@ -189,10 +204,19 @@ class SampleStream:
             device=(device > 0.5) * seen,
             faint=((faint > 0.5) & (vessel < 0.5)) * seen,
             outside=outside[None],
+            labels=labels,
+            mm_per_pixel=zoom * have,
         )
 
     def _weight(self, frame: _Crop) -> torch.Tensor:
         return 1 - (1 - self.settings.twig) * frame.faint * (frame.contrast > TWIG_SHOWS)
+
+    def _sketch(self, rng: np.random.Generator, frame: _Crop) -> torch.Tensor:
+        """What a fit would expect to see, (1, s, s): nothing on bench phantoms, to which the prior yields."""
+        if rng.random() < self.settings.mistaken:
+            frame = self._crop(rng, int(rng.integers(self.frames)))
+        points = faulty_points(rng, frame.labels[0].numpy(), frame.mm_per_pixel)
+        return torch.from_numpy(sketch(points, tuple(frame.labels.shape[1:])))[None]
 
     def _bench_crop(self, rng: np.random.Generator) -> _Crop:
         """A part of a drawn bench phantom, turned by quarters and mirrored."""
@@ -208,7 +232,7 @@ class SampleStream:
             return torch.from_numpy(np.ascontiguousarray(part[:, ::-1] if mirror else part)).float()[None]
 
         p, none = cut(scene.p), torch.zeros(1, s, s)
-        return _Crop(none, cut(scene.rest), p, p, cut(scene.vessel), cut(scene.device), none, none > 0)
+        return _Crop(none, cut(scene.rest), p, p, cut(scene.vessel), cut(scene.device), none, none > 0, none, 0.25)
 
     def _distractors(self, rng: np.random.Generator, size: int) -> tuple[torch.Tensor, torch.Tensor]:
         total, device = torch.zeros(1, size, size), torch.zeros(1, size, size)

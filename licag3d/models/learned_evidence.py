@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from licag3d.errors import InputError
 from licag3d.models.segmentor import Prediction, expected_error_share, load_segmentor, predict
 from licag3d.structures import VesselEvidence, View
 
@@ -67,6 +68,30 @@ def learned_evidence(
         return blank_evidence(view.image.shape)
     found = predict(model, view.image, view.valid, view.camera.mm_per_pixel, mirror=True)
     return evidence_from_prediction(view, found, rules)
+
+
+def guided_evidence(view: View, expected_px: np.ndarray, *, weights: str, device="cpu") -> VesselEvidence:
+    """Vessels of one frame by the guided network, which is told where vessels are expected.
+
+    Args:
+        expected_px: ``(n, 2)`` (col, row) along the expected centrelines; what lies outside the frame is left out.
+        weights, device: as for :func:`learned_evidence`; the network must be a guided one.
+
+    Raises:
+        InputError: the weights are missing, damaged, of another version, or not of a guided network.
+    """
+    from licag3d.models.vessel_evidence import blank_evidence, inner_field
+
+    model = load_segmentor(weights, str(device))
+    if not model.config.guided:
+        raise InputError(f"{weights}: is not a guided segmentor; train one with --guided")
+    inside = inner_field(view.valid)
+    if inside.sum() < 0.05 * inside.size or float(np.ptp(view.image[inside])) < 1e-4:
+        return blank_evidence(view.image.shape)
+    found = predict(
+        model, view.image, view.valid, view.camera.mm_per_pixel, mirror=True, expected_px=np.asarray(expected_px, float)
+    )
+    return evidence_from_prediction(view, found, LearnedRules())
 
 
 def evidence_from_prediction(view: View, found: Prediction, rules: LearnedRules) -> VesselEvidence:

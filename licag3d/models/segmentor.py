@@ -9,7 +9,7 @@ resolution and keeps single pixels. The spread of the line integral is learnt be
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from licag3d.errors import InputError
+from licag3d.models.sketch import sketch
 
 #: Channels of the output, in order.
 VESSEL, LINE_INTEGRAL, LOG_SPREAD, DEVICE = range(4)
@@ -34,10 +35,12 @@ class SegmentorConfig:
     Args:
         channels: of the levels, from half resolution downwards.
         context: channels of an encoder's feature map that joins at the coarsest level; 0 for none.
+        guided: a sketch of the expected tree is a third input.
     """
 
     channels: tuple[int, ...] = (32, 48, 64, 96, 128)
     context: int = 0
+    guided: bool = False
 
     @property
     def stride(self) -> int:
@@ -60,15 +63,16 @@ class Prediction:
 
 
 class Segmentor(nn.Module):
-    """``(n, 2, h, w)`` from :func:`normalise` to ``(n, 4, h, w)``: vessel logit, p (not negative), log spread of p,
-    device logit. h and w are divisible by ``config.stride``.
+    """``(n, 2, h, w)`` from :func:`normalise`, with a sketch (:mod:`licag3d.models.sketch`) as a third channel if
+    ``config.guided``, to ``(n, 4, h, w)``: vessel logit, p (not negative), log spread of p, device logit. h and w are
+    divisible by ``config.stride``.
     """
 
     def __init__(self, config: SegmentorConfig | None = None, context: nn.Module | None = None) -> None:
         super().__init__()
         self.config = config or SegmentorConfig()
         channels = self.config.channels
-        before = [8, *channels[:-1]]
+        before = [12 if self.config.guided else 8, *channels[:-1]]
         self.down = nn.ModuleList(_block(a, b) for a, b in zip(before, channels, strict=True))
         below = [*channels[1:-1], channels[-1] + self.config.context]
         self.up = nn.ModuleList(_block(a + b, a) for a, b in zip(channels[:-1], below, strict=True))
@@ -156,6 +160,7 @@ def predict(
     working_mm: tuple[float, float] = WORKING_MM,
     *,
     mirror: bool = False,
+    expected_px: np.ndarray | None = None,
 ) -> Prediction:
     """Run the network on one frame of any size.
 
@@ -163,6 +168,7 @@ def predict(
         image: ``(rows, cols)`` in 0..1, vessels dark. valid: bool, the X-ray field.
         mm_per_pixel: at the isocentre; frames outside ``working_mm`` are resized for the network and back.
         mirror: mean of the frame's and of its mirror image's answers: better everywhere, in twice the time.
+        expected_px: ``(n, 2)`` (col, row) along the expected centrelines, for a guided network.
 
     Raises:
         InputError: the frame is too large at the working scale.
@@ -182,7 +188,12 @@ def predict(
     pad = (0, -width % stride, 0, -height % stride)
     model.eval()
     with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=_bf16(device)):
-        x = F.pad(normalise(grey, seen), pad, mode="replicate")
+        x = normalise(grey, seen)
+        if model.config.guided:
+            points = np.zeros((0, 2)) if expected_px is None else (expected_px + 0.5) * (width / cols) - 0.5
+            hint = torch.from_numpy(sketch(points, (height, width)))[None, None].to(device)
+            x = torch.cat((x, hint), 1)
+        x = F.pad(x, pad, mode="replicate")
         frame = F.pad(grey, pad, mode="replicate")
         out = _answers(model, x, frame)
         if mirror:
@@ -221,12 +232,12 @@ def config_from(facts: dict, source: str) -> SegmentorConfig:
     """
     try:
         channels = tuple(int(c) for c in facts["channels"])
-        context = int(facts.get("context", 0))
+        context, guided = int(facts.get("context", 0)), bool(facts.get("guided", False))
     except (KeyError, TypeError, ValueError, AttributeError):
         raise InputError(f"{source}: holds no configuration of a segmentor") from None
     if not 2 <= len(channels) <= 7 or not all(8 <= c <= 2048 for c in channels) or not 0 <= context <= 4096:
         raise InputError(f"{source}: channels {channels} and context {context} are no segmentor of this package")
-    return SegmentorConfig(channels, context)
+    return SegmentorConfig(channels, context, guided)
 
 
 def config_facts(config: SegmentorConfig) -> dict:
@@ -266,6 +277,16 @@ def load_segmentor(name: str = "segmentor", device: str = "cpu") -> Segmentor:
             _LOADED.clear()
         _LOADED[key] = model.to(device, memory_format=torch.channels_last).eval()
     return _LOADED[key]
+
+
+def guided_from(model: Segmentor) -> Segmentor:
+    """A guided network that begins as an unguided one: its answers are those of ``model`` whatever the sketch."""
+    guided = Segmentor(replace(model.config, guided=True), model.context)
+    state = model.state_dict()
+    first = state["down.0.0.weight"]
+    state["down.0.0.weight"] = torch.cat((first, torch.zeros(len(first), 4, 3, 3, dtype=first.dtype)), 1)
+    guided.load_state_dict(state)
+    return guided
 
 
 def build(config: SegmentorConfig) -> Segmentor:

@@ -27,6 +27,10 @@ def add_flags(parser) -> None:
     model.add_argument(
         "--encoder", choices=("none", "embedded"), default="none", help="feed the pre-trained encoder to the network"
     )
+    model.add_argument(
+        "--guided", action="store_true", help="a sketch of the expected tree, with the errors of a fit, is a third "
+        "input: for the second look at a frame (phantom frames only)"
+    )  # fmt: skip
     model.add_argument("--size", type=int, default=320, metavar="PX", help="rows and columns of a training crop")
     model.add_argument("--export", metavar="NAME", help="write weights and card of the best checkpoint under this name")
 
@@ -45,6 +49,9 @@ def main(arguments) -> int:
     if arguments.images:
         from licag3d.train.own_masks import train_on_masks
 
+        if arguments.guided:
+            raise InputError("--guided needs the branches of phantom frames: leave --images out")
+
         return train_on_masks(arguments, settings)
     return _train_on_phantoms(arguments, settings)
 
@@ -55,18 +62,21 @@ def _train_on_phantoms(arguments, settings) -> int:
     from licag3d.data.distractors import DistractorBank
     from licag3d.data.phantom_frames import PhantomPool, grow_pool
     from licag3d.data.randomise import Randomisation, SampleStream
+    from licag3d.models.segmentor import guided_from
     from licag3d.phantom.splits import VALIDATION
     from licag3d.train.loop import train
 
     pool = training_pool(arguments.pool)
     model = first_model(arguments.init, arguments.encoder, settings.seed)
+    if arguments.guided and not model.config.guided:
+        model = guided_from(model)
     checked = Path(arguments.validation or Path(arguments.out) / "validation")
     if not (checked / "index.jsonl").is_file():
         grow_pool(checked, VALIDATION_CASES, split=VALIDATION)
     frames = [frame for frame in PhantomPool(checked) if frame.seed in VALIDATION]
     if not frames:
         raise InputError(f"{checked}: holds no validation frame (seeds {VALIDATION.start} to {VALIDATION.stop - 1})")
-    look = Randomisation(size=arguments.size)
+    look = Randomisation(size=arguments.size, guided=model.config.guided)
     drawn = max(512, arguments.size)
     bank, bench = DistractorBank(BANK_SIZE, drawn), BenchBank(BENCH_SCENES, drawn)
     implants = DeviceBank(DEVICE_SCENES, drawn)
@@ -177,10 +187,11 @@ def segmentor_loss(model, batch: dict, step: int):
     with torch.autocast(out.device.type, enabled=False):
         truth, weight = batch["vessel"], batch["weight"]
         chance = vessel.sigmoid()
-        # A catheter is the one thing that looks like a vessel in every frame: being wrong there costs more.
+        # A catheter is the one thing that looks like a vessel in every frame: being wrong there costs more, and so does
+        # a gap of a vessel that it crosses.
         # Own masks say nothing of line integrals and devices: ``known`` is zero there.
         known = batch["known"]
-        hard = weight * (1 + 3 * batch["device"] * (1 - truth) + 2 * narrow_gaps(truth))
+        hard = weight * (1 + batch["device"] * (3 - truth) + 2 * narrow_gaps(truth))
         entropy = F.binary_cross_entropy_with_logits(vessel, truth, hard)
         dice = soft_dice_loss(chance, truth, weight)
         few = max(1, len(x) // 4)
@@ -206,17 +217,21 @@ def segmentor_loss(model, batch: dict, step: int):
 
 def validate(model, frames) -> dict[str, float]:
     """Mean scores of whole phantom frames at probability one half, devices counted as wrong; ``score`` is the mean of
-    Dice, clDice and the correlation of p.
+    Dice, clDice and the correlation of p. A guided network is shown a faulty sketch of each, always the same.
     """
     import numpy as np
 
+    from licag3d.data.sketches import faulty_points
     from licag3d.models.segmentor import predict
     from licag3d.train.scores import mask_scores
 
     rows = []
-    for frame in frames:
+    for number, frame in enumerate(frames):
         image = frame.image.astype(np.float32) / 255
-        found = predict(model, image, _field(image), frame.mm_per_pixel)
+        expected = None
+        if model.config.guided:
+            expected = faulty_points(np.random.default_rng([number, 72]), frame.labels, frame.mm_per_pixel)
+        found = predict(model, image, _field(image), frame.mm_per_pixel, expected_px=expected)
         # What no truth holds is neither right nor wrong.
         sure = ~frame.faint | frame.mask
         vessel = (found.vessel > 0.5) & sure
