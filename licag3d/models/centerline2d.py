@@ -15,8 +15,8 @@ from licag3d.models import skeleton_graph
 from licag3d.structures import VesselEvidence, View
 
 #: Where vessels were found and not given: free-standing pieces and dead ends shorter than this, mm at the isocentre,
-#: are left out. They are twigs and false alarms, which mislead the camera search more than they add.
-SHORTEST_MM = (12.0, 6.0)
+#: are left out. Half of what is shorter are twigs and false alarms (docs/evidence.md).
+SHORTEST_MM = (6.0, 3.0)
 
 
 @dataclass(frozen=True)

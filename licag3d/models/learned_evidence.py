@@ -7,6 +7,7 @@ The network tells vessels from catheters, ribs and noise; the width follows from
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -135,7 +136,8 @@ def vessel_mask(
     """Hysteresis on the probability, without free pieces that are short, faint or far from the tree, or that are rather
     a device (leads, coils, wires) by their probability ``device``.
 
-    Piece by piece, because pixel by pixel every crossing of a vessel and a lead would be a gap.
+    Piece by piece, because pixel by pixel every crossing of a vessel and a lead would be a gap; of a piece that is a
+    device the vessels that hang on it stay.
     """
     from scipy import ndimage
     from skimage.filters import apply_hysteresis_threshold
@@ -162,9 +164,23 @@ def vessel_mask(
     if device is not None:
         like = np.nan_to_num(ndimage.mean(device, on, index))
         tree = int((length_mm * (1 - like)).argmax())
-        good &= (like <= rules.max_device) | (index == tree)
+        device_like = (like > rules.max_device) & (index != tree)
+    else:
+        device_like = np.zeros(count + 1, bool)
     good[0] = False
-    return _fill_holes(mask & good[labels], rules.hole_mm2 / mm_per_pixel**2)
+    kept = mask & (good & ~device_like)[labels]
+    if (good & device_like).any():
+        kept |= _vessels_on_devices(mask & (good & device_like)[labels], device, mm_per_pixel, rules)
+    return _fill_holes(kept, rules.hole_mm2 / mm_per_pixel**2)
+
+
+def _vessels_on_devices(mask: np.ndarray, device: np.ndarray, mm_per_pixel: float, rules: LearnedRules) -> np.ndarray:
+    """Of pieces that are mostly devices, the stretches between junctions that are none."""
+
+    def drop(row: np.ndarray, col: np.ndarray, free: bool) -> bool:
+        return len(row) * mm_per_pixel < rules.min_length_mm or device[row, col].mean() > rules.max_device
+
+    return _without(mask, drop)
 
 
 def without_thin_ends(mask: np.ndarray, radius_mm: np.ndarray, chance: np.ndarray, rules: LearnedRules) -> np.ndarray:
@@ -173,6 +189,16 @@ def without_thin_ends(mask: np.ndarray, radius_mm: np.ndarray, chance: np.ndarra
     Args:
         mask, radius_mm, chance: ``(rows, cols)``; bool, radius of the nearest centreline, probability.
     """
+
+    def drop(row: np.ndarray, col: np.ndarray, free: bool) -> bool:
+        thin = np.median(radius_mm[row, col]) < rules.thin_mm
+        return bool(free and thin and chance[row, col].mean() < rules.thin_chance)
+
+    return _without(mask, drop)
+
+
+def _without(mask: np.ndarray, drop: Callable[[np.ndarray, np.ndarray, bool], bool]) -> np.ndarray:
+    """The mask without the stretches of centreline that ``drop`` (rows, columns, whether it ends freely) names."""
     from scipy import ndimage
 
     from licag3d.models import skeleton_graph
@@ -181,20 +207,19 @@ def without_thin_ends(mask: np.ndarray, radius_mm: np.ndarray, chance: np.ndarra
     graph.join_through()
     meet = graph.ends_at()
     owner = np.zeros(mask.shape, np.int32)
-    thin = []
+    out = []
     limit = np.array(mask.shape) - 1
     for piece, (a, b, _) in sorted(graph.pieces.items(), key=lambda item: -graph.length(item[0])):
         row, col = np.clip(np.rint(graph.line(piece)).astype(int), 0, limit).T
-        free = min(len(meet[a]), len(meet[b])) == 1
-        if free and np.median(radius_mm[row, col]) < rules.thin_mm and chance[row, col].mean() < rules.thin_chance:
-            thin.append(piece)
+        if drop(row, col, min(len(meet[a]), len(meet[b])) == 1):
+            out.append(piece)
             own = owner[row, col] == 0  # the junction stays with the vessel that goes on
             row, col = row[own], col[own]
         owner[row, col] = piece
-    if not thin:
+    if not out:
         return mask
     nearest = ndimage.distance_transform_edt(owner == 0, return_distances=False, return_indices=True)
-    return mask & ~np.isin(owner[tuple(nearest)], thin)
+    return mask & ~np.isin(owner[tuple(nearest)], out)
 
 
 def _fill_holes(mask: np.ndarray, area_px: float) -> np.ndarray:

@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from licag3d.geometry import Camera
 from licag3d.models.centerline2d import trace_centerlines, trace_mask
-from licag3d.structures import VesselEvidence
+from licag3d.structures import VesselEvidence, View
 
 
 def draw(polylines, shape=(200, 200), radius=3.0):
@@ -158,3 +161,25 @@ def test_full_image_mask_and_noise_do_not_crash():
         graph = trace_mask(rng.random((60, 60)) < density)
         for piece in graph.pieces:
             assert (graph.piece_of[piece.indices] == piece.id).all()
+
+
+def test_short_pieces_of_found_vessels_are_left_out_and_those_of_given_ones_stay():
+    camera = Camera(0, 0, sid_mm=1000, sod_mm=750, spacing_row_mm=0.4, spacing_col_mm=0.4, rows=200, cols=300)
+    mask = np.zeros((200, 300), bool)
+    mask[98:103, 10:290] = True
+    mask[82:98, 50:53] = True  # dead ends of 5.1 and 2.4 mm
+    mask[91:98, 150:153] = True
+    mask[40:43, 20:50] = True  # free pieces of 9 and 4.5 mm
+    mask[40:43, 150:165] = True
+    zero = np.zeros(mask.shape, np.float32)
+    evidence = VesselEvidence(mask.astype(np.float32), zero, zero, zero, mask)
+    view = View(zero, camera, np.ones(mask.shape, bool))
+
+    def there(graph, col, row):
+        return bool((np.linalg.norm(graph.points - [col, row], axis=1) < 3).any())
+
+    found = trace_centerlines(evidence, view)
+    assert there(found, 51, 86) and there(found, 35, 41)
+    assert not there(found, 151, 93) and not there(found, 157, 41)
+    given = trace_centerlines(evidence, replace(view, mask=mask))
+    assert there(given, 151, 93) and there(given, 157, 41)

@@ -136,6 +136,18 @@ def test_free_pieces_that_are_rather_devices_go_and_the_tree_stays():
     assert everything[184, 150] and not everything[232, 40]  # of nothing but devices the longest is left
 
 
+def test_vessels_that_hang_on_a_device_stay():
+    chance, device = np.zeros((300, 300), np.float32), np.zeros((300, 300), np.float32)
+    chance[20:26, 20:280] = 0.95  # the tree
+    chance[60:290, 150:156] = 0.9  # a catheter
+    chance[180:184, 90:150] = 0.9  # a vessel of 15 mm that ends on it
+    chance[120:123, 156:166] = 0.9  # a stub of it
+    device[60:290, 150:156] = 0.7
+    mask = vessel_mask(chance, MM, LearnedRules(), device)
+    assert mask[22, 100] and mask[182, 92:140].all()
+    assert not mask[60:170, 152].any() and not mask[200:, 152].any() and not mask[121, 160]
+
+
 @pytest.mark.parametrize(("radius_mm", "sure", "kept"), [(0.25, 0.8, False), (0.25, 0.97, True), (0.5, 0.8, True)])
 def test_thin_ends_go_where_they_are_not_sure(radius_mm, sure, kept):
     mask = np.zeros((200, 260), bool)
