@@ -161,11 +161,12 @@ def _triplane_rows(on: str, pixels: int, samples: int, edge: int, cells, extra_m
 
 
 def cameras_on(on: str, count: int, pixels: int, spacing_mm: float, dtype=None):
-    """Views all around; a single one stands at 30 degrees."""
+    """Views all around; a single one stands at 30 degrees. Pixels stay below the 10 mm that a camera allows."""
     import torch
 
     from licag3d.geometry import Camera, Cameras
 
+    spacing_mm = min(spacing_mm, 9.9)
     angles = [30.0] if count == 1 else [-60 + 120 * k / (count - 1) for k in range(count)]
     stack = [Camera(angle, 0 if count == 1 else 10 * (k % 5) - 20, sid_mm=1000, sod_mm=750, spacing_row_mm=spacing_mm,
                     spacing_col_mm=spacing_mm, rows=pixels, cols=pixels) for k, angle in enumerate(angles)]  # fmt: skip

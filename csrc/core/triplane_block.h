@@ -87,6 +87,7 @@ LICAG3D_HD void block_reduce(const BlockShared<kChannels> &shared, int hidden, i
   for (int o = thread; o < kStage * kGroups; o += kBlockThreads) {
     const int i = o / kGroups, c = o % kGroups * 4;
     float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+    LICAG3D_UNROLL_4
     for (int s = 0; s < kBlockThreads; ++s) {
       const Float4 f = load4(&shared.features[s][c]);
       const float dh = shared.unit[s][i];
@@ -101,10 +102,12 @@ LICAG3D_HD void block_reduce(const BlockShared<kChannels> &shared, int hidden, i
   const int k = thread - (kBlockThreads - 2 * kStage);
   if (k < 0) return;
   float sum = 0.0f;
+  LICAG3D_UNROLL_4
   for (int s = 0; s < kBlockThreads; ++s) sum += k < kStage ? shared.unit[s][k] : shared.weight[s][k - kStage];
   (k < kStage ? bias_1 + first + k : weight_2 + first + k - kStage)[0] += sum;
   if (first == 0 && k == 0) {
     float total = 0.0f;
+    LICAG3D_UNROLL_4
     for (int s = 0; s < kBlockThreads; ++s) total += shared.dz[s];
     bias_2[0] += total;
   }

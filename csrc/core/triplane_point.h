@@ -10,8 +10,10 @@
 // Arrays of channels stay in registers only where their loops are unrolled.
 #if defined(__CUDA_ARCH__)
 #define LICAG3D_UNROLL _Pragma("unroll")
+#define LICAG3D_UNROLL_4 _Pragma("unroll 4")
 #else
 #define LICAG3D_UNROLL
+#define LICAG3D_UNROLL_4
 #endif
 
 LICAG3D_CORE_BEGIN

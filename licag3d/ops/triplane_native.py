@@ -167,6 +167,59 @@ render.register_autograd(_backward_of(render_backward, 7), setup_context=_keep(7
 query.register_autograd(_backward_of(query_backward, 6), setup_context=_keep(6))
 
 
+# --- second derivatives and vmap -------------------------------------------------------------------------------------
+
+
+def _no_second_order(ctx, *grads):
+    raise RuntimeError("second derivatives of the tri-plane operators are not implemented; for a loss on gradients use "
+                       "licag3d.ops.reference.render_triplane or query_triplane")
+
+
+render_backward.register_autograd(_no_second_order)
+query_backward.register_autograd(_no_second_order)
+
+
+def _entry(argument, axis, number: int):
+    return argument.select(axis, number) if isinstance(argument, torch.Tensor) and axis is not None else argument
+
+
+def _one_by_one(operator, tensors: int):
+    """A vmap rule that calls the operator once for each entry; right for whatever is mapped."""
+
+    def rule(info, in_dims, *arguments):
+        results = [operator(*(_entry(x, axis, n) for x, axis in zip(arguments, in_dims, strict=True)))
+                   for n in range(info.batch_size)]
+        if tensors == 1:
+            return torch.stack(results), 0
+        return [torch.stack(parts) for parts in zip(*results, strict=True)], [0] * tensors
+
+    return rule
+
+
+@render.register_vmap
+def _(info, in_dims, planes, *rest):
+    *weights, origin_mm, to_pixel_mm = rest[:6]
+    if any(axis is not None for axis in (*in_dims[:5], *in_dims[10:11])):  # what has its default is left out
+        return _one_by_one(render, 1)(info, in_dims, planes, *rest)
+    # Only rays are mapped, as by candidate cameras: one call for all of them.
+    origin_mm, to_pixel_mm = (
+        rays.unsqueeze(1).expand(-1, info.batch_size, *rays.shape[1:]) if axis is None else rays.movedim(axis, 1)
+        for rays, axis in ((origin_mm, in_dims[5]), (to_pixel_mm, in_dims[6])))
+    return render(planes, *weights, origin_mm, to_pixel_mm, *rest[6:]), 1
+
+
+@query.register_vmap
+def _(info, in_dims, planes, *rest):
+    if any(axis is not None for axis in (*in_dims[:5], *in_dims[8:9])):
+        return _one_by_one(query, 1)(info, in_dims, planes, *rest)
+    *weights, points_mm = rest[:5]
+    return query(planes, *weights, points_mm.movedim(in_dims[5], 0), *rest[5:]), 1
+
+
+render_backward.register_vmap(_one_by_one(render_backward, 7))
+query_backward.register_vmap(_one_by_one(query_backward, 6))
+
+
 def _render_output(planes: torch.Tensor, to_pixel_mm: torch.Tensor) -> torch.Tensor:
     return planes.new_empty((planes.shape[0], *to_pixel_mm.shape[1:-1]), dtype=torch.float32)
 
