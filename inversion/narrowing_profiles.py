@@ -46,10 +46,13 @@ COVERED_SHARE = 0.3
 SPREAD, MORE, LESS, UNREAD = 1.2, 0.3, 1.0, 0.3
 #: A vessel that seems to turn by more within this length runs along the ray there, or another way, degrees and mm.
 TURN_DEG, TURN_MM = 90.0, 3.0
+#: Where the frame shows so much more than the network saw (log radius), and this share of the usual calibre, the course
+#: lies on no vessel that the network found.
+CONTRARY_FROM, OPEN_SHARE = 1.4, 0.35
 #: A lumen cannot be read this near to the edge of the X-ray field, px.
 EDGE_PX = 6
 #: Why a view says nothing of a place.
-CLEAN, SHORT, OUTSIDE, COVERED, PARENT, TURNING = range(6)
+CLEAN, SHORT, OUTSIDE, COVERED, PARENT, TURNING, CONTRARY = range(7)
 REASONS = (
     "seen",
     "foreshortened",
@@ -57,6 +60,7 @@ REASONS = (
     "covered by another vessel",
     "inside the parent vessel",
     "turning sharply",
+    "read in two ways",
 )
 
 
@@ -68,7 +72,7 @@ class ViewProfile:
         pixels: ``(N, 2)`` (col, row) of the vessel as found in the frame.
         px_per_mm: magnification there. sine: of the angle between ray and vessel.
         log_radius: the reading, log mm; ``log_lumen`` the one for thin lumens.
-        state: ``CLEAN``, ``SHORT``, ``OUTSIDE``, ``COVERED``, ``PARENT`` or ``TURNING``.
+        state: ``CLEAN``, ``SHORT``, ``OUTSIDE``, ``COVERED``, ``PARENT``, ``TURNING`` or ``CONTRARY``.
     """
 
     pixels: np.ndarray
@@ -99,17 +103,20 @@ def view_profiles(
         level = attenuation(seen, what, width, good)
         slant = np.maximum(seen.sine, LEAST_SINE)
         dense = read_density(frame_image(view, item), seen, arcs, lines.radius, shadow, spans)
+        known = np.isfinite(dense.sigma)
+        with np.errstate(divide="ignore"):
+            contrast = np.log(what.contrast * slant / (2 * level)) if level > 0 and not image.outline else width
         state = np.full(len(points), CLEAN, np.int8)
         state[_covered(shadow, seen, usual, spans, average)] = COVERED
         state[_turning(seen, spans)] = TURNING
+        if not image.outline:
+            open_ = dense.log_radius > np.log(OPEN_SHARE * usual)
+            state[known & open_ & (dense.log_radius > contrast + CONTRARY_FROM)] = CONTRARY
         state[seen.sine < SHORT_SINE] = SHORT
         state[_outside(seen.pixels, view.valid)] = OUTSIDE
         state[inner] = PARENT
-        known = np.isfinite(dense.sigma)
-        with np.errstate(divide="ignore"):
-            contrast = np.log(what.contrast * slant / (2 * level)) if level > 0 else width
         density = np.where(known, dense.log_radius, np.nan)
-        whole, lumen = _together(width, width if image.outline else contrast, density)
+        whole, lumen = _together(width, contrast, density)
         found.append(ViewProfile(seen.pixels, seen.px_per_mm, seen.sine, whole, lumen, state))
     return found
 

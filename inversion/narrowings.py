@@ -42,7 +42,7 @@ class NarrowingRules:
     """
 
     percent: float = 50.0
-    reference_mm: float = 1.4
+    reference_mm: float = 1.5
     dip: float = 0.4
     step: float = 0.5
     clean: float = 0.6
@@ -50,7 +50,7 @@ class NarrowingRules:
     denial: float = 0.4
     denial_sine: float = 0.6
     denial_confidence: float = 0.5
-    sigma: float = 0.5
+    sigma: float = 0.45
 
 
 @dataclass(frozen=True)

@@ -6,15 +6,19 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from licag3d.errors import InputError
-from licag3d.phantom.anatomy import sample_tree
-from licag3d.structures import VesselTree
-from licag3d.vessels.tree import resample_tree, validate_tree
+sys.path.insert(0, str(Path(__file__).parents[2]))  # for the package ``benchmarks``
+
+from benchmarks import diameter_scores, diseased_cases  # noqa: E402
+from licag3d.errors import InputError  # noqa: E402
+from licag3d.phantom.anatomy import sample_tree  # noqa: E402
+from licag3d.structures import VesselTree  # noqa: E402
+from licag3d.vessels.tree import resample_tree, validate_tree  # noqa: E402
 
 TOOL = Path(__file__).parents[2] / "tools" / "benchmark_diameter.py"
 
@@ -29,7 +33,7 @@ def tool():
 
 def test_the_perturbed_start_is_off_by_what_it_says(tool):
     true = resample_tree(sample_tree(3, "rca"), 0.5)
-    starts = [tool.perturbed(sample_tree(3, "rca"), seed) for seed in range(6)]
+    starts = [diseased_cases.perturbed(sample_tree(3, "rca"), seed) for seed in range(6)]
     assert all(isinstance(start, VesselTree) and not validate_tree(start) for start in starts)
     gone, wider = [], []
     for start in starts:
@@ -43,14 +47,15 @@ def test_the_perturbed_start_is_off_by_what_it_says(tool):
 def test_the_summary_leaves_out_what_is_not_known_and_pools_lesions(tool):
     def scored(value, lesions):
         told = {"reported_50": [1, 2, 1], "reported_70": [0, 1, 0], "told": [[-0.3, 0.2, 1.0]] * len(lesions)}
-        return {"found, images": {when: {"diameter_sd_mm": value, "mld": lesions} | told for when in tool.TIMES}}
+        times = diameter_scores.TIMES
+        return {"found, images": {when: {"diameter_sd_mm": value, "mld": lesions} | told for when in times}}
 
     cases = {
         "a": scored(0.2, [[0.1, -4.0, 75.0, 0.06], [None, None, 80.0, None]]),
         "b": scored(None, [[-0.3, 2.0, 40.0, 0.4]]),
         "c": scored(0.4, []),
     }
-    found = tool.summary(cases)["found, images"]["after"]
+    found = diameter_scores.summary(cases)["found, images"]["after"]
     assert found["diameter_sd_mm"]["n"] == 2 and found["diameter_sd_mm"]["mean"] == pytest.approx(0.3)
     assert found["lesions"] == 3
     assert found["mld_bias_mm"]["mean"] == pytest.approx(-0.1)
@@ -59,11 +64,11 @@ def test_the_summary_leaves_out_what_is_not_known_and_pools_lesions(tool):
     assert found["mld_within_1_deviations"] == 0.5 and found["mld_within_2_deviations"] == 1.0
     assert found["told"] == 3 and found["told_within_1_deviations"] == 0.0
     assert found["told_within_2_deviations"] == 1.0 and found["told_within_90"] == 1.0
-    assert tool.told_summary([])["told_within_90"] is None
+    assert diameter_scores.told_summary([])["told_within_90"] is None
     assert found["severe_lesions"] == 2 and found["severe_mld_bias_mm"]["mean"] == pytest.approx(0.1)
     assert found["reported_50"] == {"found": 3, "true": 6, "false_per_case": 1.0}
     json.dumps(found, allow_nan=False)
-    assert tool._plain({"x": 1}) and tool._plain([1.0, math.nan]) == [1.0, None]
+    assert diameter_scores.plain({"x": 1}) and diameter_scores.plain([1.0, math.nan]) == [1.0, None]
 
 
 def test_reported_stenoses_are_told_from_missed_and_false_ones(tool):
@@ -87,21 +92,21 @@ def test_reported_stenoses_are_told_from_missed_and_false_ones(tool):
         for at, percent in ((20.0, 75.0), (50.0, 60.0))
     )
     case = SimpleNamespace(tree=true, lesions=lesions)
-    assert tool.reported(true, case, 50) == (2, 2, 0)
+    assert diameter_scores.reported(true, case, 50) == (2, 2, 0)
     # The second is missed, one more stands where nothing is.
     told = tree((20.5, 72), (68, 65))
-    assert tool.reported(told, case, 50) == (1, 2, 1)
-    assert tool.reported(told, case, 70) == (1, 1, 0)
+    assert diameter_scores.reported(told, case, 50) == (1, 2, 1)
+    assert diameter_scores.reported(told, case, 70) == (1, 1, 0)
     least = 2 * told.branches[0].radius_mm[82]
-    assert tool._deviation(told, true, lesions[0]) == pytest.approx(least * math.hypot(0.1, 0.25), abs=0.01)
+    assert diameter_scores.deviation(told, true, lesions[0]) == pytest.approx(least * math.hypot(0.1, 0.25), abs=0.01)
     # 72 instead of 75 % lies within what is stated; 65 % where nothing is, does not.
-    rows = tool.told(told, true)
+    rows = diameter_scores.told(told, true)
     assert [round(row[0], 1) for row in rows] == [0.1, -1.9] and [row[2] for row in rows] == [1.0, 0.0]
     assert rows[0][1] == pytest.approx(least * math.hypot(0.1, 0.25), abs=0.01)
 
 
 def test_severe_disease_has_two_tight_stenoses_and_other_seeds_of_the_split(tool):
-    tree, lesions = tool.severe_disease(54100, "rca", range(50000, 60000))
+    tree, lesions = diseased_cases.severe_disease(54100, "rca", range(50000, 60000))
     assert sum(x.kind == "stenosis" and x.percent_diameter >= 70 for x in lesions) >= 2
     assert tree.branches
 
