@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Benchmark the list of stenoses of whole inversions: what is found, what is listed falsely, how well it is measured.
 
-    python tools/benchmark_stenosis.py --out stenoses.json --cases 12
-    python tools/benchmark_stenosis.py --out stenoses.json --cases 24 --tracks images masks --resume
+    python tools/benchmark_stenosis.py --out severe.json --cases 16 --lesions severe
+    python tools/benchmark_stenosis.py --out stenoses.json --cases 8 --first 4708 --tracks images masks --resume
 
 Two-view phantom cases (40, 60, 60 and 90 degrees in turn, offset 5 mm, angle error 1 degree, full background), right
-and left in turn, inverted by default settings from images (vessels found) or from given masks. Of three patients two
-have severe disease (as in benchmark_diameter.py) and one what obstructive patients have. Lesions that no view shows
-(covered, foreshortened, outside) are counted apart. The file is written after every case. Definitions:
+and left in turn, inverted by default settings from images (vessels found) or from given masks. Patients have
+obstructive disease, or with ``--lesions severe`` that of another one with at least two stenoses of 70 %. Lesions that
+no view shows (covered, foreshortened, outside) are counted apart. The file is written after every case. Definitions:
 docs/refinement.md.
 """
 
@@ -26,6 +26,7 @@ from licag3d.errors import InputError
 
 SCHEMA = "licag3d-stenoses-1"
 TRACKS = ("images", "masks")
+LESIONS = ("obstructive", "severe")
 SEPARATIONS_DEG = (40.0, 60.0, 60.0, 90.0)
 #: Two-view quantitative angiography as published: mean and standard deviation of errors.
 PUBLISHED = {
@@ -43,6 +44,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--cases", type=int, default=12, metavar="N", help="number of cases, 1 to 1000")
     made.add_argument("--split", choices=("validation", "benchmark"), default="validation", help="seeds to draw from")
     made.add_argument("--first", type=int, default=4700, metavar="N", help="number of the first seed within the split")
+    made.add_argument("--lesions", choices=LESIONS, default="obstructive", help="disease of the patients")
     made.add_argument("--tracks", nargs="+", choices=TRACKS, default=["images"])
     made.add_argument("--resume", action="store_true", help="keep the cases that the file holds already")
     add_debug_flag(made)
@@ -66,7 +68,7 @@ def main(argv: list[str]) -> int:
         )
     out = Path(arguments.out)
     check_output_folder(out.parent)
-    settings = {"split": arguments.split, "tracks": list(arguments.tracks)}
+    settings = {"split": arguments.split, "lesions": arguments.lesions, "tracks": list(arguments.tracks)}
     store: dict = {"schema": SCHEMA, "settings": settings, "cases": {}, "published": PUBLISHED}
     if arguments.resume and out.exists():
         before = json.loads(out.read_text())
@@ -78,7 +80,7 @@ def main(argv: list[str]) -> int:
         number, artery = arguments.first + k // 2, ("rca", "lca")[k % 2]
         name = f"{seeds[number]}_{artery}"
         if name not in store["cases"]:
-            store["cases"][name] = measure_case(seeds, number, artery, arguments.tracks)
+            store["cases"][name] = measure_case(seeds, number, artery, arguments.lesions, arguments.tracks)
         rows = store["cases"].values()
         store["summary"] = {track: summary([row[track] for row in rows]) for track in arguments.tracks}
         write_text(out, json.dumps(store, indent=1, allow_nan=False) + "\n")
@@ -87,7 +89,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def measure_case(seeds: range, number: int, artery: str, tracks) -> dict:
+def measure_case(seeds: range, number: int, artery: str, disease: str, tracks) -> dict:
     """The scores of one patient by track."""
     from benchmarks.diseased_cases import read_case, severe_disease
     from benchmarks.listed_stenoses import scores, true_stenoses
@@ -99,7 +101,7 @@ def measure_case(seeds: range, number: int, artery: str, tracks) -> dict:
     from licag3d.phantom.simulate_case import simulate_case
 
     seed = seeds[number]
-    if number % 3 < 2:
+    if disease == "severe":
         tree, lesions = severe_disease(seed, artery, seeds)
     else:
         tree, lesions = sample_disease(seed, artery, sample_tree(seed, artery), extent="obstructive")
