@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The prior in an inversion, after the first matching: fit, lay the tree onto the views, look for side branches that
-explain them better, match again with that tree as a cost, and complete it with the matched curves."""
+"""The prior in an inversion, after the first matching: fit, match again with the fitted tree as a cost, lay the
+tree onto the views, look for side branches that explain them better, and complete it with the matched curves."""
 
 from __future__ import annotations
 
@@ -118,17 +118,18 @@ def prior_stage(
     held = fit.overall < settings.completion.doubt and len(found.cameras) > 1
     if held:
         fit = replace(fit, cameras=found.cameras)
-    tell(0.7, "laying the tree onto the views")
+    if match is not None and settings.rounds and len(found.cameras) > 1 and not held:
+        # By the tree of the codes: one whose branches were put onto centrelines would only be told that it is right.
+        tell(0.7, "matching with the prior")
+        again = match(chains, fit.cameras, (prior_cost(fit, settings.cost),))
+        found = replace(again, scale_from=found.scale_from, assumptions=found.assumptions)
+    tell(0.9, "laying the tree onto the views")
     still = chains
     if settings.deformation is not None and len(found.cameras) > 1:
         still, _ = at_first_moment(fit.tree, fit.cameras, chains, settings.deformation, settings.snap)
     snapped = snap_tree(fit.tree, fit.cameras, still, settings.snap)
     if settings.branches is not None and not held and len(found.cameras) > 1:
         fit, snapped = _searched(fit, snapped, still, found, generator, settings, lines)
-    if match is not None and settings.rounds and len(found.cameras) > 1 and not held:
-        tell(0.8, "matching with the prior")
-        again = match(chains, fit.cameras, (prior_cost(fit, settings.cost),))
-        found = replace(again, scale_from=found.scale_from, assumptions=found.assumptions)
     # One view gives no depth: its flat curves would only contradict the prior's, but are all there is where it yields.
     flat = len(found.cameras) == 1 and fit.overall >= settings.completion.doubt
     matched = [] if flat else list(found.curves)
