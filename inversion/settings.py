@@ -16,6 +16,7 @@ from licag3d.inversion.matching import MatchSettings
 from licag3d.inversion.prior_fit import PriorSettings
 from licag3d.inversion.prior_stage import PriorStageSettings
 from licag3d.inversion.refinement import RefinementSettings
+from licag3d.inversion.second_look import WEIGHTS as GUIDED
 
 QUALITIES = ("fast", "default", "best")
 ARTERIES = ("auto", "lca", "rca")
@@ -148,6 +149,7 @@ def inversion_settings(
                 named_mm=0.0 if quality == "fast" else PriorSettings.named_mm,
             ),
             branches=None if quality == "fast" else BranchSearchSettings(),
+            second_look=None if quality == "fast" else GUIDED,
         ),
         # Reading thin lumens from the frame takes two seconds; without it widths and contrasts alone tell stenoses.
         refinement=RefinementSettings(density=quality != "fast"),

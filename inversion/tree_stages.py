@@ -197,7 +197,7 @@ def _complete(views, evidence, chains, found, settings, match, progress):
         )
         return lines, [weak_lines(item, view) for item, view in zip(seen, views, strict=True)]
 
-    looks = settings.prior_stage.second_look is not None and any(view.mask is None for view in views)
+    looks = _looks_again(views, settings)
     staged = prior_stage(
         found,
         chains,
@@ -225,6 +225,18 @@ def _complete(views, evidence, chains, found, settings, match, progress):
     shown = tree_pictures(views, staged.cameras, tree)
     seconds = time.perf_counter() - begin
     return staged, seen, tree, assembly, StageRecord("Prior of the tree", seconds, {}, shown, note)
+
+
+def _looks_again(views: Sequence[View], settings: InversionSettings) -> bool:
+    """Whether there is a second look: with several views, not all of them masks, and where learning saw the first."""
+    from licag3d import weights
+    from licag3d.models.vessel_evidence import choose_method
+
+    name = settings.prior_stage.second_look
+    if name is None or len(views) < 2 or all(view.mask is not None for view in views):
+        return False
+    known = name.endswith(".safetensors") or weights.available(name)
+    return known and choose_method(settings.evidence) == "learned"
 
 
 def _encoding(evidence, cameras, settings: InversionSettings):

@@ -48,7 +48,8 @@ def test_refused(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "name", ["segmentor", "encoder", "generator", "correspondence", "tree_encoder", "iqa", "synthesis"]
+    "name",
+    ["segmentor", "encoder", "generator", "correspondence", "tree_encoder", "iqa", "segmentor_guided", "synthesis"],
 )
 def test_what_is_embedded_is_sound(name):
     if not weights.available(name):
