@@ -32,8 +32,8 @@ class CompletionSettings:
         shortest_mm: shorter stretches are left out.
         apart_mm: matched curves farther than this from the prior's tree are vessels that it has not got.
         agree_mm: matched curves nearer than this bear the tree out.
-        doubt: below this overall trust of the prior only the matched curves count. sure: below this one only what every
-            view shows (outside its image aside) is taken from the prior.
+        doubt: below this overall trust of the prior only the matched curves count; ``doubt_alone`` with one view, which
+            has nothing else. sure: below this only what every view shows (outside its image aside) is the prior's.
         name_mm, name_share: a branch gets the name of the prior's branch near which this share of it lies.
     """
 
@@ -42,8 +42,9 @@ class CompletionSettings:
     shortest_mm: float = 4.0
     apart_mm: float = 1.5
     agree_mm: float = 1.0
-    doubt: float = 0.5
-    sure: float = 0.75
+    doubt: float = 0.7
+    doubt_alone: float = 0.5
+    sure: float = 0.85
     name_mm: float = 1.5
     name_share: float = 0.6
 
@@ -86,9 +87,9 @@ def completed_curves(
 
 
 def name_branches(tree: VesselTree, fit: PriorFit, settings: CompletionSettings | None = None) -> VesselTree:
-    """Names of the fitted tree for the branches of a tree that lie along its branches, where the prior is trusted."""
+    """Names of the fitted tree for the branches of a tree that lie along its branches, where the views bear it out."""
     settings = settings or CompletionSettings()
-    if fit.overall < settings.doubt or not fit.tree.branches:
+    if not fit.tree.branches:
         return tree
     points = np.concatenate([branch.points_lps_mm for branch in fit.tree.branches])
     owner = np.repeat(np.arange(len(fit.tree.branches)), [len(b.points_lps_mm) for b in fit.tree.branches])

@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from licag3d.inversion.several import Correspondence
     from licag3d.structures import VesselTree
 
-#: Below this overall trust the prior is said to disagree with the views.
-DOUBTFUL_PRIOR = 0.5
+#: The frames are looked at again with a tree in mind where its overall trust is at least this: a network that is shown
+#: a tree where there is none might bear it out.
+SURE_TO_LOOK = 0.9
 
 
 @dataclass(frozen=True)
@@ -51,13 +52,15 @@ class PriorStageSettings:
 @dataclass(frozen=True)
 class PriorStage:
     """``curves`` for ``assemble_tree``, ``cameras`` corrected with the tree, ``found``: the last matching (points and
-    confidence in the gauge of these cameras), the ``fit``, the ``chains`` that both are of, and ``warnings``."""
+    confidence in the gauge of these cameras), the ``fit``, the ``chains`` that both are of, ``doubtful``: the prior
+    yields to what was matched, and ``warnings``."""
 
     curves: tuple[Curve, ...]
     cameras: tuple[Camera, ...]
     found: Correspondence
     fit: PriorFit
     chains: tuple[Chains, ...]
+    doubtful: bool
     warnings: tuple[str, ...]
 
 
@@ -92,6 +95,9 @@ def prior_stage(
     """
     settings = settings or PriorStageSettings()
     tell = progress or (lambda *_: None)
+    completion = settings.completion
+    if len(found.cameras) == 1:
+        completion = replace(completion, doubt=completion.doubt_alone)
     how = replace(settings.fit, move_cameras=settings.fit.move_cameras and settings.move_cameras)
     fit = fit_prior(
         found.cameras,
@@ -106,16 +112,20 @@ def prior_stage(
         lines=lines,
         progress=lambda share, text: tell(0.5 * share, text),
     )
-    if look_again is not None and fit.overall >= settings.completion.doubt:
+    if look_again is not None and fit.overall >= SURE_TO_LOOK:
         tell(0.5, "looking again with the tree in mind")
+        trusted = fit.overall
         chains, lines = look_again(fit.tree, fit.cameras)
         found = _unmatched(found, chains)
         fit = fit_prior(
             found.cameras, chains, found.points_mm, found.confidence, generator=generator, settings=how, start=fit,
             lines=lines, progress=lambda share, text: tell(0.5 + 0.2 * share, text),
         )  # fmt: skip
+        # The second look is no witness for the tree that it was shown.
+        fit = replace(fit, overall=min(fit.overall, trusted))
     # A prior that the views do not bear out changes nothing: not the matching, not the cameras, not the tree.
-    held = fit.overall < settings.completion.doubt and len(found.cameras) > 1
+    doubtful = fit.overall < completion.doubt
+    held = doubtful and len(found.cameras) > 1
     if held:
         fit = replace(fit, cameras=found.cameras)
     if match is not None and settings.rounds and len(found.cameras) > 1 and not held:
@@ -131,16 +141,17 @@ def prior_stage(
     if settings.branches is not None and not held and len(found.cameras) > 1:
         fit, snapped = _searched(fit, snapped, still, found, generator, settings, lines)
     # One view gives no depth: its flat curves would only contradict the prior's, but are all there is where it yields.
-    flat = len(found.cameras) == 1 and fit.overall >= settings.completion.doubt
+    flat = len(found.cameras) == 1 and not doubtful
     matched = [] if flat else list(found.curves)
-    curves = completed_curves(snapped, fit.overall, matched, settings.completion)
+    curves = completed_curves(snapped, fit.overall, matched, completion)
     return PriorStage(
         tuple(curves),
         fit.cameras,
         replace(found, cameras=fit.cameras),
         fit,
         tuple(chains),
-        _warnings(fit, len(chains)),
+        doubtful,
+        _warnings(fit, len(chains), doubtful),
     )
 
 
@@ -166,11 +177,11 @@ def _searched(fit: PriorFit, snapped: Snapped, chains, found, generator, setting
     return with_tree(fit, tree, evidence.views), shown_tree(tree, fit.cameras, chains, settings.snap)
 
 
-def _warnings(fit: PriorFit, views: int) -> tuple[str, ...]:
+def _warnings(fit: PriorFit, views: int, doubtful: bool) -> tuple[str, ...]:
     said = []
-    if views == 1 and fit.overall >= DOUBTFUL_PRIOR:
+    if views == 1 and not doubtful:
         said.append("Depth comes from the prior alone: one view does not show it.")
-    if fit.overall < DOUBTFUL_PRIOR:
+    if doubtful:
         said.append(
             f"The views do not look like the coronary trees that the prior knows (it explains "
             f"{100 * min(fit.explained):.0f} % of the centreline, trust {fit.overall:.2f}): it yields to what was "

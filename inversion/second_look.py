@@ -4,7 +4,8 @@
 The first look knows nothing of the heart: where a catheter crosses the left main stem it may leave a gap, a pacemaker
 lead may pass for a vessel, and a faint side branch is one of many faint lines. After the prior has been fitted to what
 was found, the guided segmentor (:mod:`licag3d.models.sketch`) sees every frame again beside the projected tree. It was
-trained with trees that are wrong in the ways fits are, so it believes the frame where both disagree.
+trained with trees that are wrong in the ways fits are, so it believes the frame where both disagree. What the first
+look took for a vessel stays one: a vessel that the prior does not know must not be lost to it.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def look_again(
     """Evidence and centrelines of every view, with the tree in mind; those of views with a mask of the user stay.
 
     Args:
-        evidence, chains: of the first look; kept where the second finds nothing at all.
+        evidence, chains: of the first look.
         tree, cameras: as fitted.
         weights: embedded name or ``.safetensors`` file of ``licag3d.train segmentor --guided``.
     """
@@ -48,11 +49,23 @@ def look_again(
     for view, item, chain, camera in zip(views, evidence, chains, cameras, strict=True):
         if view.mask is None:
             again = guided_evidence(view, camera.project(points)[0], weights=weights, device=device)
-            if again.mask.any():
-                item, chain = again, chains_from_graph(trace_centerlines(again, view), view.camera)
+            item = either(item, again)
+            chain = chains_from_graph(trace_centerlines(item, view), view.camera)
         seen.append(item)
         lines.append(chain)
     return tuple(seen), tuple(lines)
+
+
+def either(first: VesselEvidence, second: VesselEvidence) -> VesselEvidence:
+    """What either look takes for a vessel: line integral and confidence of the surer one, width of the second's."""
+    kept = first.probability > second.probability
+    return VesselEvidence(
+        probability=np.maximum(first.probability, second.probability),
+        mask=first.mask | second.mask,
+        line_integral=np.where(kept, first.line_integral, second.line_integral),
+        confidence=np.where(kept, first.confidence, second.confidence),
+        radius_px=np.where(second.mask | ~first.mask, second.radius_px, first.radius_px),
+    )
 
 
 def tree_points(tree: VesselTree) -> np.ndarray:

@@ -15,7 +15,6 @@ from licag3d.inversion.assembly import Assembly, assemble_tree
 from licag3d.inversion.chains import Chains
 from licag3d.inversion.lifting import lifted_curves
 from licag3d.inversion.prior_fit import PriorFit
-from licag3d.inversion.prior_stage import DOUBTFUL_PRIOR
 from licag3d.inversion.settings import InversionSettings
 from licag3d.inversion.several import Correspondence, match_all
 from licag3d.inversion.sights import sights_of
@@ -102,10 +101,10 @@ def find_tree(
         else:
             found, fit, tree, last = staged.found, staged.fit, completed, assembly
             evidence, chains = seen, staged.chains
-            if len(views) == 1 and fit.overall >= DOUBTFUL_PRIOR:
+            if len(views) == 1 and not staged.doubtful:
                 warnings, assumptions = [], []  # those of a flat tree
             warnings += [*found.warnings * (len(views) > 1), *staged.warnings]
-            if fit.overall >= DOUBTFUL_PRIOR:
+            if not staged.doubtful:
                 assumptions.append(PRIOR_ASSUMED)
     cameras = found.cameras
     if "refinement" not in settings.skip:
@@ -212,12 +211,12 @@ def _complete(views, evidence, chains, found, settings, match, progress):
     )
     sights = sights_of(staged.cameras, views, seen)
     curves, joining = list(staged.curves), settings.assembly
-    if len(views) == 1 and staged.fit.overall >= settings.prior_stage.completion.doubt:
+    if len(views) == 1 and not staged.doubtful:
         curves += lifted_curves(staged.chains[0], staged.cameras[0], curves)
         # In one view anything that is dark all the way looks like a bridge.
         joining = replace(joining, join=replace(joining.join, longest_mm=joining.bridge_mm))
     assembly = assemble_tree(curves, joining, sights)
-    tree = name_branches(assembly.tree, staged.fit)
+    tree = assembly.tree if staged.doubtful else name_branches(assembly.tree, staged.fit)
     explained = " and ".join(f"{100 * value:.0f}" for value in staged.fit.explained)
     artery = {"rca": "Right", "lca": "Left"}[staged.fit.artery]
     note = f"{artery} artery; its tree explains {explained} % of the centrelines, trust {staged.fit.overall:.2f}."

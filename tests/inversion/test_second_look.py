@@ -16,11 +16,11 @@ from licag3d.data.randomise import Randomisation, SampleStream
 from licag3d.errors import InputError
 from licag3d.geometry import Camera
 from licag3d.inversion.chains import chains_from_graph
-from licag3d.inversion.second_look import look_again, tree_points
+from licag3d.inversion.second_look import either, look_again, tree_points
 from licag3d.models.centerline2d import trace_centerlines
 from licag3d.models.learned_evidence import guided_evidence, learned_evidence
 from licag3d.models.segmentor import Segmentor, SegmentorConfig, config_facts, guided_from, load_segmentor, predict
-from licag3d.structures import Branch, VesselTree, View
+from licag3d.structures import Branch, VesselEvidence, VesselTree, View
 from licag3d.train.__main__ import main
 from licag3d.train.checkpoints import save_weights
 
@@ -87,6 +87,24 @@ def test_an_untrained_guided_network_changes_nothing(tmp_path):
     assert (
         seen[1] is first and lines[1] is chains and len(lines[0].pixels) == pytest.approx(len(chains.pixels), rel=0.02)
     )
+
+
+def test_nothing_of_either_look_is_lost():
+    rng = np.random.default_rng(5)
+
+    def look():
+        mask = rng.random((9, 11)) < 0.4
+        values = [rng.random((9, 11)).astype(np.float32) for _ in range(4)]
+        return VesselEvidence(*values[:3], np.where(mask, 1 + values[3], 0.0), mask)
+
+    one, two = look(), look()
+    both = either(one, two)
+    assert np.array_equal(both.mask, one.mask | two.mask) and (both.radius_px[both.mask] >= 1).all()
+    assert np.array_equal(both.probability, np.maximum(one.probability, two.probability))
+    surer = one.probability > two.probability
+    assert np.array_equal(both.line_integral, np.where(surer, one.line_integral, two.line_integral))
+    same = either(one, one)
+    assert all(np.array_equal(getattr(same, name), getattr(one, name)) for name in ("mask", "radius_px", "confidence"))
 
 
 def test_points_follow_the_tree():
