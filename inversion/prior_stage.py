@@ -116,11 +116,13 @@ def prior_stage(
         tell(0.5, "looking again with the tree in mind")
         trusted = fit.overall
         chains, lines = look_again(fit.tree, fit.cameras)
-        found = _unmatched(found, chains)
+        # Matched without the prior: outside its family that is what holds the fit (docs/inversion.md).
+        seen = _unmatched(found, chains) if match is None else match(chains, fit.cameras, ())
         fit = fit_prior(
-            found.cameras, chains, found.points_mm, found.confidence, generator=generator, settings=how, start=fit,
+            found.cameras, chains, seen.points_mm, seen.confidence, generator=generator, settings=how, start=fit,
             lines=lines, progress=lambda share, text: tell(0.5 + 0.2 * share, text),
         )  # fmt: skip
+        found = replace(seen, scale_from=found.scale_from, assumptions=found.assumptions)
         # The second look is no witness for the tree that it was shown.
         fit = replace(fit, overall=min(fit.overall, trusted))
     # A prior that the views do not bear out changes nothing: not the matching, not the cameras, not the tree.

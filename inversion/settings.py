@@ -90,6 +90,7 @@ def inversion_settings(
     artery: str = "auto",
     skip: Sequence[str] = (),
     catheter_french: float | None = None,
+    second_look: bool = False,
 ) -> InversionSettings:
     """Settings of a quality.
 
@@ -100,6 +101,7 @@ def inversion_settings(
         camera_correction: ``evolution`` or ``none`` (cameras are taken as exact).
         evidence: ``learned``, ``classical`` or ``auto`` (:func:`licag3d.models.vessel_evidence.vessel_evidence`).
         prior, artery, skip, catheter_french: as in :class:`InversionSettings`.
+        second_look: see the frames again with the fitted tree in mind (:mod:`licag3d.inversion.second_look`).
 
     Raises:
         InputError: a value out of range.
@@ -149,7 +151,7 @@ def inversion_settings(
                 named_mm=0.0 if quality == "fast" else PriorSettings.named_mm,
             ),
             branches=None if quality == "fast" else BranchSearchSettings(),
-            second_look=None if quality == "fast" else GUIDED,
+            second_look=GUIDED if second_look else None,
         ),
         # Reading thin lumens from the frame takes two seconds; without it widths and contrasts alone tell stenoses.
         refinement=RefinementSettings(density=quality != "fast"),

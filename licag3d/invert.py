@@ -91,7 +91,8 @@ def parser() -> Parser:
         "--synthesis-weights",
         default="synthesis",
         metavar="FILE",
-        help="own weights for --synthesize (.safetensors of licag3d.train mask-first, casgan or synthesis-rivals)",
+        help="own weights for --synthesize in place of the embedded ones (.safetensors of licag3d.train mask-first, "
+        "casgan or synthesis-rivals)",
     )
     made.add_argument(
         "--catheter-french",
@@ -99,6 +100,12 @@ def parser() -> Parser:
         metavar="F",
         help="outer diameter of the catheter in the frames in French (1/3 mm), 4 to 9: its shadow then speaks on the "
         "absolute scale, beside the assumption that the tree lies near the isocentre",
+    )
+    made.add_argument(
+        "--second-look",
+        action="store_true",
+        help="see the frames again with the fitted tree in mind: finds more of a common anatomy, and may draw an "
+        "uncommon one as a common one (docs/inversion.md)",
     )
     made.add_argument(
         "--resume", action="store_true", help="go on after an interrupted run with the same inputs and settings"
@@ -128,6 +135,7 @@ def main(argv: list[str]) -> int:
         artery=given.artery,
         skip=given.skip,
         catheter_french=given.catheter_french,
+        second_look=given.second_look,
     )
     reading = {"masks": given.masks, **geometry_of(given)}
     if given.synthesize:
