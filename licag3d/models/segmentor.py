@@ -289,6 +289,60 @@ def guided_from(model: Segmentor) -> Segmentor:
     return guided
 
 
+def widened_from(model: Segmentor, channels: tuple[int, ...]) -> Segmentor:
+    """A wider network that begins as a narrower one: its answers are those of ``model``.
+
+    What is added listens at random and is not yet listened to (weights out of it are zero), so learning goes on where
+    the narrow network stopped (the idea of Net2Net, Chen et al., ICLR 2016, without copies of channels).
+
+    Args:
+        channels: of the levels, as many as ``model`` has and nowhere fewer.
+
+    Raises:
+        InputError: another number of levels, or a narrower one.
+    """
+    old = model.config.channels
+    if len(channels) != len(old) or any(new < had for new, had in zip(channels, old, strict=True)):
+        raise InputError(f"channels {channels}: give {len(old)} levels, none below those of the weights, {old}")
+    wide = Segmentor(replace(model.config, channels=tuple(channels)), model.context)
+    last = len(old) - 1
+    inputs = 12 if model.config.guided else 8
+    context = model.config.context
+
+    def spread(blocks: nn.ModuleList, level: int, before: list[tuple[int, int]]) -> None:
+        """``before``: (width now, width then) of each group of channels that goes in."""
+        block, source = blocks[level], (model.up if blocks is wide.up else model.down)[level]
+        for conv in (0, 3):
+            rows = old[level]
+            weight, taken = block[conv].weight, source[conv].weight
+            weight[:rows] = 0.0  # what is there does not listen to what is added
+            at = have = 0
+            for now, then in before:
+                weight[:rows, at : at + then] = taken[:, have : have + then]
+                at, have = at + now, have + then
+            for key, value in source[conv + 1].state_dict().items():
+                mine = getattr(block[conv + 1], key)
+                if value.dim():
+                    mine[:rows] = value
+                else:
+                    mine.copy_(value)
+            before = [(channels[level], old[level])]
+
+    with torch.no_grad():
+        for level in range(len(old)):
+            above = [(inputs, inputs)] if level == 0 else [(channels[level - 1], old[level - 1])]
+            spread(wide.down, level, above)
+        for level in range(last):
+            below = [(channels[level + 1], old[level + 1])]
+            if level == last - 1 and context:
+                below.append((context, context))
+            spread(wide.up, level, [(channels[level], old[level]), *below])
+        wide.out.weight.zero_()
+        wide.out.weight[:, : old[0]] = model.out.weight
+        wide.out.bias.copy_(model.out.bias)
+    return wide
+
+
 def build(config: SegmentorConfig) -> Segmentor:
     """A segmentor with new weights; with ``context`` the pre-trained encoder feeds its coarsest level."""
     if not config.context:

@@ -31,6 +31,10 @@ def add_flags(parser) -> None:
         "--guided", action="store_true", help="a sketch of the expected tree, with the errors of a fit, is a third "
         "input: for the second look at a frame (phantom frames only)"
     )  # fmt: skip
+    model.add_argument(
+        "--widen", metavar="C,C,C,C,C", help="channels of the levels: the weights of --init go on in a wider network, "
+        "which begins with the same answers"
+    )  # fmt: skip
     model.add_argument("--size", type=int, default=320, metavar="PX", help="rows and columns of a training crop")
     model.add_argument("--export", metavar="NAME", help="write weights and card of the best checkpoint under this name")
 
@@ -51,7 +55,8 @@ def main(arguments) -> int:
 
         if arguments.guided:
             raise InputError("--guided needs the branches of phantom frames: leave --images out")
-
+        if arguments.widen:
+            raise InputError("--widen is for training on phantom frames: leave --images out, or fine-tune its result")
         return train_on_masks(arguments, settings)
     return _train_on_phantoms(arguments, settings)
 
@@ -62,12 +67,14 @@ def _train_on_phantoms(arguments, settings) -> int:
     from licag3d.data.distractors import DistractorBank
     from licag3d.data.phantom_frames import PhantomPool, grow_pool
     from licag3d.data.randomise import Randomisation, SampleStream
-    from licag3d.models.segmentor import guided_from
+    from licag3d.models.segmentor import guided_from, widened_from
     from licag3d.phantom.splits import VALIDATION
     from licag3d.train.loop import train
 
     pool = training_pool(arguments.pool)
     model = first_model(arguments.init, arguments.encoder, settings.seed)
+    if arguments.widen:
+        model = widened_from(model, _channels(arguments.widen))
     if arguments.guided and not model.config.guided:
         model = guided_from(model)
     checked = Path(arguments.validation or Path(arguments.out) / "validation")
@@ -145,6 +152,16 @@ def first_model(init: str, encoder: str, seed: int):
     import copy
 
     return copy.deepcopy(load_segmentor("segmentor" if init == "embedded" else _weights_file(init))).train()
+
+
+def _channels(text: str) -> tuple[int, ...]:
+    try:
+        channels = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"--widen {text}: give whole numbers with commas, such as 48,96,160,224,256") from None
+    if not all(8 <= n <= 2048 for n in channels):
+        raise InputError(f"--widen {text}: each level has 8 to 2048 channels")
+    return channels
 
 
 def _weights_file(path: str) -> str:

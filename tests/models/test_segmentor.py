@@ -19,7 +19,15 @@ from licag3d.models.learned_evidence import (
     vessel_mask,
     without_thin_ends,
 )
-from licag3d.models.segmentor import Prediction, Segmentor, SegmentorConfig, config_facts, normalise, predict
+from licag3d.models.segmentor import (
+    Prediction,
+    Segmentor,
+    SegmentorConfig,
+    config_facts,
+    normalise,
+    predict,
+    widened_from,
+)
 from licag3d.models.vessel_evidence import REFERENCE_ATTENUATION_PER_MM, choose_method, vessel_evidence
 from licag3d.structures import View
 from licag3d.train.checkpoints import save_weights
@@ -195,3 +203,26 @@ def test_choice_of_method(tmp_path):
     save_weights(wrong, Segmentor(SMALL), {"config": {"channels": [9e9]}})
     with pytest.raises(InputError, match="no segmentor"):
         vessel_evidence(replace(view), method="learned", weights=str(wrong))
+
+
+@pytest.mark.parametrize("guided", (False, True))
+def test_a_widened_network_begins_with_the_same_answers_and_learns(guided):
+    torch.manual_seed(0)
+    narrow = Segmentor(SegmentorConfig((8, 12, 16), guided=guided)).eval()
+    for layer in narrow.modules():  # statistics and scales of a trained network
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.running_mean.normal_()
+            layer.running_var.uniform_(0.5, 2)
+            layer.weight.data.uniform_(0.5, 2)
+            layer.bias.data.normal_()
+    wide = widened_from(narrow, (12, 12, 40)).eval()
+    x = torch.randn(2, 3 if guided else 2, 24, 40)
+    assert torch.allclose(wide(x), narrow(x), atol=1e-5)
+    wide.train()
+    wide(x).square().mean().backward()
+    listened = wide.out.weight.grad[:, 8:]
+    assert listened.abs().sum() > 0
+    with pytest.raises(InputError, match="none below"):
+        widened_from(narrow, (8, 8, 16))
+    with pytest.raises(InputError, match="give 3 levels"):
+        widened_from(narrow, (8, 12, 16, 20))
