@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from licag3d.ops import native
+from licag3d.ops.custom import custom_op
 from licag3d.ops.project_volume import _check_rays
 from licag3d.ops.reference import tubes as reference
 
@@ -74,7 +75,7 @@ def project_tubes(centerline_mm: torch.Tensor, radius_mm: torch.Tensor, segments
     return torch.ops.licag3d.project_tubes(centerline_mm, radius_mm, segments, origin, direction)
 
 
-@torch.library.custom_op("licag3d::project_tubes", mutates_args=())
+@custom_op("licag3d::project_tubes")
 def _project_tubes(centerline_mm: torch.Tensor, radius_mm: torch.Tensor, segments: torch.Tensor, origin: torch.Tensor,
                    direction: torch.Tensor) -> torch.Tensor:
     # Values are checked here and not in the public function, which torch.compile traces without values.

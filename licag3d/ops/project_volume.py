@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from licag3d.ops import native, volume_views
+from licag3d.ops.custom import custom_op
 from licag3d.ops.reference import volume as reference
 from licag3d.ops.volume_views import make_grid
 
@@ -186,7 +187,7 @@ def _check_projections(projections: torch.Tensor, rays: Sequence[int]) -> bool:
                      f"(B, {', '.join(map(str, rays))})")
 
 
-@torch.library.custom_op("licag3d::project_volume", mutates_args=())
+@custom_op("licag3d::project_volume")
 def _project(volume: torch.Tensor, origin: torch.Tensor, direction: torch.Tensor, voxel_size_mm: list[float],
              origin_mm: list[float], step_mm: float) -> torch.Tensor:
     volume = volume.detach().contiguous()
@@ -200,7 +201,7 @@ def _project(volume: torch.Tensor, origin: torch.Tensor, direction: torch.Tensor
     return out
 
 
-@torch.library.custom_op("licag3d::backproject", mutates_args=())
+@custom_op("licag3d::backproject")
 def _backproject(projections: torch.Tensor, origin: torch.Tensor, direction: torch.Tensor, size: list[int],
                  voxel_size_mm: list[float], origin_mm: list[float], step_mm: float) -> torch.Tensor:
     projections = projections.detach().contiguous()
@@ -214,7 +215,7 @@ def _backproject(projections: torch.Tensor, origin: torch.Tensor, direction: tor
     return out
 
 
-@torch.library.custom_op("licag3d::project_volume_grad_rays", mutates_args=())
+@custom_op("licag3d::project_volume_grad_rays")
 def _grad_rays(volume: torch.Tensor, origin: torch.Tensor, direction: torch.Tensor, weights: torch.Tensor,
                voxel_size_mm: list[float], origin_mm: list[float],
                step_mm: float) -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,6 +12,7 @@ import ctypes
 import torch
 
 from licag3d.ops import native
+from licag3d.ops.custom import custom_op
 
 _CUDA_CHANNELS, _CUDA_WEIGHTS = 64, 10000  # kMaxChannels and kSharedWeights of csrc/cuda/triplane.cu
 
@@ -54,7 +55,7 @@ class GradientArrays(ctypes.Structure):
                                                      "direction")]
 
 
-@torch.library.custom_op("licag3d::render_triplane", mutates_args=())
+@custom_op("licag3d::render_triplane")
 def render(planes: torch.Tensor, weight_1: torch.Tensor, bias_1: torch.Tensor, weight_2: torch.Tensor,
            bias_2: torch.Tensor, origin_mm: torch.Tensor, to_pixel_mm: torch.Tensor, box_center_mm: list[float],
            box_size_mm: float, samples: int, occupancy: torch.Tensor | None = None,
@@ -77,7 +78,7 @@ def _(planes, weight_1, bias_1, weight_2, bias_2, origin_mm, to_pixel_mm, box_ce
     return _render_output(planes, to_pixel_mm)
 
 
-@torch.library.custom_op("licag3d::render_triplane_backward", mutates_args=())
+@custom_op("licag3d::render_triplane_backward")
 def render_backward(planes: torch.Tensor, weight_1: torch.Tensor, bias_1: torch.Tensor, weight_2: torch.Tensor,
                     bias_2: torch.Tensor, origin_mm: torch.Tensor, to_pixel_mm: torch.Tensor,
                     box_center_mm: list[float], box_size_mm: float, samples: int, occupancy: torch.Tensor | None,
@@ -101,7 +102,7 @@ def _(planes, weight_1, bias_1, weight_2, bias_2, origin_mm, to_pixel_mm, box_ce
     return _fake_gradients((planes, weight_1, bias_1, weight_2, bias_2, origin_mm, to_pixel_mm), wanted)
 
 
-@torch.library.custom_op("licag3d::query_triplane", mutates_args=())
+@custom_op("licag3d::query_triplane")
 def query(planes: torch.Tensor, weight_1: torch.Tensor, bias_1: torch.Tensor, weight_2: torch.Tensor,
           bias_2: torch.Tensor, points_mm: torch.Tensor, box_center_mm: list[float], box_size_mm: float,
           occupancy: torch.Tensor | None = None, precision: int = 0) -> torch.Tensor:
@@ -122,7 +123,7 @@ def _(planes, weight_1, bias_1, weight_2, bias_2, points_mm, box_center_mm, box_
     return _query_output(planes, points_mm)
 
 
-@torch.library.custom_op("licag3d::query_triplane_backward", mutates_args=())
+@custom_op("licag3d::query_triplane_backward")
 def query_backward(planes: torch.Tensor, weight_1: torch.Tensor, bias_1: torch.Tensor, weight_2: torch.Tensor,
                    bias_2: torch.Tensor, points_mm: torch.Tensor, box_center_mm: list[float], box_size_mm: float,
                    occupancy: torch.Tensor | None, precision: int, grad: torch.Tensor,

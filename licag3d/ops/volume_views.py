@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from licag3d.ops import native
+from licag3d.ops.custom import custom_op
 from licag3d.ops.reference import volume as reference
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def frames_of(cameras: Cameras) -> torch.Tensor:
     return torch.stack([source[:, 0], first, way[:, 1] - first, way[:, 2] - first], 1)
 
 
-@torch.library.custom_op("licag3d::project_views", mutates_args=())
+@custom_op("licag3d::project_views")
 def project_views(volume: torch.Tensor, frames: torch.Tensor, rows: int, cols: int, voxel_size_mm: list[float],
                   origin_mm: list[float]) -> torch.Tensor:
     """Line integrals ``(B, V, rows, cols)``."""
@@ -75,7 +76,7 @@ def project_views(volume: torch.Tensor, frames: torch.Tensor, rows: int, cols: i
     return out
 
 
-@torch.library.custom_op("licag3d::backproject_views", mutates_args=())
+@custom_op("licag3d::backproject_views")
 def backproject_views(images: torch.Tensor, frames: torch.Tensor, size: list[int], voxel_size_mm: list[float],
                       origin_mm: list[float]) -> torch.Tensor:
     """The exact transpose: ``(B, D, H, W)`` float32 with ``size`` (D, H, W)."""
@@ -89,7 +90,7 @@ def backproject_views(images: torch.Tensor, frames: torch.Tensor, size: list[int
     return out
 
 
-@torch.library.custom_op("licag3d::project_views_grad_frames", mutates_args=())
+@custom_op("licag3d::project_views_grad_frames")
 def grad_frames(volume: torch.Tensor, frames: torch.Tensor, weights: torch.Tensor, voxel_size_mm: list[float],
                 origin_mm: list[float]) -> torch.Tensor:
     """Gradient ``(V, 4, 3)`` of ``(weights * project_views(volume)).sum()`` by the frames."""
