@@ -24,6 +24,7 @@ import numpy as np
 
 from licag3d.geometry import Camera
 from licag3d.inversion.epipolar import epipolar_pair
+from licag3d.inversion.overlaps import OverlapSettings
 from licag3d.inversion.refinement_calibre import attenuation, calibre
 from licag3d.inversion.refinement_density import Density, FrameImage, frame_image, read_density
 from licag3d.inversion.refinement_lines import Lines
@@ -63,6 +64,7 @@ class RefinementSettings:
         thin_sigma: what widths and contrasts get in addition where the lumen is thin or suddenly narrow, for learned
             line integrals (which smear it) and for given masks.
         start_sigma: how much the radius before counts (standard deviation of its logarithm, per mm of vessel).
+        overlaps: how vessels over or beside each other are told apart before (:mod:`licag3d.inversion.overlaps`).
     """
 
     rounds: int = 3
@@ -78,6 +80,7 @@ class RefinementSettings:
     start_sigma: float = 0.6
     density: bool = True
     thin_sigma: tuple[float, float] = (1.2, 0.0)
+    overlaps: OverlapSettings = OverlapSettings()
 
 
 @dataclass(frozen=True)

@@ -253,11 +253,13 @@ def _encoding(evidence, cameras, settings: InversionSettings):
 
 
 def _refine(views, evidence, tree, cameras, settings, progress):
+    from licag3d.inversion.overlaps import clear_overlaps
     from licag3d.inversion.refinement import refine_tree
 
     begin = time.perf_counter()
+    cleared = clear_overlaps(tree, cameras, evidence, settings.refinement.overlaps)
     refined = refine_tree(
-        tree,
+        cleared.tree,
         cameras,
         views,
         evidence,
@@ -266,6 +268,9 @@ def _refine(views, evidence, tree, cameras, settings, progress):
         move_cameras=len(cameras) > 1 and settings.camera_correction != "none",
     )
     note = "Centrelines and radii refined against the profiles across every vessel."
+    if cleared.facts.get("moved_mm"):
+        share = 100 * cleared.facts["contested_share"]
+        note = f"Vessels over or beside each other ({share:.0f} % of the tree) told apart by their contrast. {note}"
     progress("refinement", 1.0, note)
     shown = tree_pictures(views, refined.cameras, refined.tree)
     rounds = refined.facts.get("centre_px", [])
