@@ -35,6 +35,8 @@ class OverlapSettings:
         noise_mm, noise_share: deviation of a path length: constant, and per path seen; Cauchy beyond.
         weight: of a pooled pixel (neighbours are wrong together).
         reliable_mm: path from which a pixel tells the attenuation.
+        calibre_sigma: deviation of the log radius meanwhile (the radii of the result are those before).
+        calibre_rate: step of it.
     """
 
     rounds: int = 2
@@ -55,6 +57,8 @@ class OverlapSettings:
     noise_share: float = 0.3
     weight: float = 0.5
     reliable_mm: float = 0.4
+    calibre_sigma: float = 0.12
+    calibre_rate: float = 0.05
 
 
 @dataclass(frozen=True)
@@ -215,17 +219,20 @@ def _descend(courses: Courses, cameras, evidence, settings: OverlapSettings):
     allowed = (settings.held_mm + (settings.free_mm - settings.held_mm) * loose.clamp(0, 1))[:, None]
     child, parent = torch.from_numpy(courses.joints).long().T
     knots = torch.zeros(share.shape[1], 3, requires_grad=True)
-    adam = Adam([{"params": [knots], "lr": settings.rate_mm}])
+    # A radius that was read where two vessels are one broad line is that of both: it must give way.
+    calibre = torch.zeros(share.shape[1], requires_grad=True)
+    adam = Adam([{"params": [knots], "lr": settings.rate_mm}, {"params": [calibre], "lr": settings.calibre_rate}])
     misfits = []
     for step in range(settings.steps):
         adam.param_groups[0]["lr"] = settings.rate_mm * min(1.0, 2 * (1 - step / settings.steps))
         shift = share @ knots
         misfit = torch.zeros(())
         for near, seen in spoken:
-            rest = path_mm(near, points + shift, radius, settings.blur_px) - seen
+            rest = path_mm(near, points + shift, radius * (share @ calibre).exp(), settings.blur_px) - seen
             noise = settings.noise_mm + settings.noise_share * seen.clamp_min(0)
             misfit = misfit + torch.log1p((rest / noise) ** 2).sum()
         cost = settings.weight * misfit + ((knots / allowed) ** 2).sum()
+        cost = cost + (calibre / settings.calibre_sigma).square().sum()
         for rows in courses.rows:
             slope = knots[rows].diff(dim=0)
             cost = cost + (slope / (2 * settings.bend_mm)).square().sum()
