@@ -52,12 +52,13 @@ def near_pixels(
     *,
     pool: int,
     reach_mm: float,
+    dtype: torch.dtype = torch.float32,
 ) -> NearPixels | None:
     """Choose the pixels of a view within ``reach_mm`` of the walls of a tree.
 
     Args:
         line_integral: ``(rows, cols)``. points_mm, radius_mm: ``(N, 3)`` and ``(N,)``, branch after branch.
-        spans: rows of each branch. pool: so many pixels squared are averaged into one.
+        spans: rows of each branch. pool: so many pixels squared are averaged into one. dtype: of everything.
 
     Returns:
         None where no part of the tree lies in the image.
@@ -87,11 +88,11 @@ def near_pixels(
     place, pieces = (np.concatenate(part) for part in zip(*found, strict=True))
     every, pixel = np.unique(place[:, 1] * small.cols + place[:, 0], return_inverse=True)
     return NearPixels(
-        camera=Cameras.stack([small], dtype=torch.float32),
-        source_mm=torch.tensor(small.source_lps_mm, dtype=torch.float32),
-        seen=torch.from_numpy(image.reshape(-1)[every]),
+        camera=Cameras.stack([small], dtype=dtype),
+        source_mm=torch.tensor(small.source_lps_mm, dtype=dtype),
+        seen=torch.from_numpy(image.reshape(-1)[every]).to(dtype),
         pixel=torch.from_numpy(pixel),
-        place=torch.from_numpy(place.astype(np.float32)),
+        place=torch.from_numpy(place).to(dtype),
         pieces=torch.from_numpy(pieces),
         alone=torch.from_numpy(np.bincount(pixel) == 1),
     )
@@ -101,7 +102,7 @@ def path_mm(near: NearPixels, points: torch.Tensor, radius: torch.Tensor, blur_p
     """Path through the tree at every pixel of ``near``, ``(M,)`` mm, smeared by ``blur_px`` (of the pooled image).
 
     Args:
-        points: ``(N, 3)`` float32, as :func:`near_pixels` had them but for small movements. radius: ``(N,)`` mm; a
+        points: ``(N, 3)``, as :func:`near_pixels` had them but for small movements. radius: ``(N,)`` mm; a
             point of radius 0 shows nothing.
     """
     pixels, depth = near.camera.project(points)
@@ -121,7 +122,7 @@ def path_mm(near: NearPixels, points: torch.Tensor, radius: torch.Tensor, blur_p
     r = (radius.clamp_min(1e-3) * scale)[nearest]
     chord = (_half_disc(distance + width / 2, r) - _half_disc(distance - width / 2, r)) / (width * r)
     tall = (2 * radius)[nearest] / sine[nearest]
-    return torch.zeros(len(near.seen)).index_add(0, near.pixel, tall * chord)
+    return torch.zeros(len(near.seen), dtype=points.dtype).index_add(0, near.pixel, tall * chord)
 
 
 def _half_disc(x: torch.Tensor, r: torch.Tensor) -> torch.Tensor:
