@@ -13,6 +13,7 @@ from licag3d.inversion.branch_search import BranchSearchSettings
 from licag3d.inversion.camera_search import SearchSettings
 from licag3d.inversion.filling import FillSettings
 from licag3d.inversion.matching import MatchSettings
+from licag3d.inversion.overlaps import OverlapSettings
 from licag3d.inversion.prior_fit import PriorSettings
 from licag3d.inversion.prior_stage import PriorStageSettings
 from licag3d.inversion.refinement import RefinementSettings
@@ -153,7 +154,11 @@ def inversion_settings(
             branches=None if quality == "fast" else BranchSearchSettings(),
             second_look=GUIDED if second_look else None,
         ),
-        # Reading thin lumens from the frame takes two seconds; without it widths and contrasts alone tell stenoses.
-        refinement=RefinementSettings(density=quality != "fast"),
+        # Reading thin lumens from the frame takes two seconds (without it widths and contrasts alone tell stenoses),
+        # and so does telling overlapping vessels apart.
+        refinement=RefinementSettings(
+            density=quality != "fast",
+            overlaps=OverlapSettings(rounds=0 if quality == "fast" else OverlapSettings.rounds),
+        ),
         field=FieldSettings(spacing_mm=spacing_mm, iterations=0 if "field" in skip else iterations),
     )

@@ -35,10 +35,14 @@ def rows() -> dict[str, tuple[Callable, str]]:
         apart = replace(stage.completion, apart_mm=1e9, doubt=0.0)
         return replace(s, prior_stage=replace(stage, rounds=0, fit=replace(stage.fit, space=0.0), completion=apart))
 
+    def apart_by_masks(s):
+        return replace(s, refinement=replace(s.refinement, overlaps=replace(s.refinement.overlaps, rounds=0)))
+
     return {
         "default": (lambda s: s, "searched"),
         "no-prior": (lambda s: replace(s, prior="none"), "searched"),
         "no-refinement": (lambda s: replace(s, skip=("refinement",)), "searched"),
+        "no-overlaps": (apart_by_masks, "searched"),
         "no-rematching": (lambda s: replace(s, prior_stage=replace(s.prior_stage, rounds=0)), "searched"),
         "no-branch-search": (lambda s: replace(s, prior_stage=replace(s.prior_stage, branches=None)), "searched"),
         "no-matched-points": (no_matched, "searched"),
