@@ -25,7 +25,8 @@ class OverlapSettings:
 
     Args:
         rounds: of choosing pixels and moving; 0 leaves everything as it is. steps: of Adam in a round.
-        rate_mm: of a step. pool: so many pixels squared are one. blur_px: smear of the pooled image.
+        rate_mm: of a step. pixel_mm: pixels are pooled to about this size (at the isocentre). blur_px: smear of the
+            pooled image.
         step_mm: distance of the points that are moved. knot_mm: distance of what moves them.
         reach_mm: pixels this far from the walls take part.
         held_mm, free_mm: how far a place may go (standard deviation), where no other vessel is over or beside it in
@@ -42,7 +43,7 @@ class OverlapSettings:
     rounds: int = 2
     steps: int = 40
     rate_mm: float = 0.2
-    pool: int = 2
+    pixel_mm: float = 0.5
     blur_px: float = 0.8
     step_mm: float = 0.5
     knot_mm: float = 5.0
@@ -203,7 +204,7 @@ def _descend(courses: Courses, cameras, evidence, settings: OverlapSettings):
     for camera, item in zip(cameras, evidence, strict=True):
         near = near_pixels(
             camera, item.line_integral, courses.points, courses.radius, courses.spans,
-            pool=settings.pool, reach_mm=settings.reach_mm,
+            pool=max(1, round(settings.pixel_mm / camera.mm_per_pixel)), reach_mm=settings.reach_mm,
         )  # fmt: skip
         if near is None:
             continue

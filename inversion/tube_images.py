@@ -79,7 +79,8 @@ def near_pixels(
         if (low >= high).any():
             continue
         grid = np.stack(np.meshgrid(np.arange(low[0], high[0]), np.arange(low[1], high[1])), -1).reshape(-1, 2)
-        distance, nearest = cKDTree(pixels[span]).query(grid)
+        distance, nearest = cKDTree(pixels[span]).query(grid, distance_upper_bound=about.max())
+        nearest = np.minimum(nearest, len(about) - 1)  # one more where nothing is near
         near = distance < about[nearest]
         first = span.start + nearest[near, None] + np.arange(-WINDOW, WINDOW + 1)
         found.append((grid[near], np.clip(first, span.start, span.stop - 2)))
