@@ -45,5 +45,5 @@ class CustomOp:
 
 
 def custom_op(name: str) -> Callable[[Callable], CustomOp]:
-    """Decorator: the function, which changes none of its arguments and returns new tensors, becomes operator ``name``."""
+    """Decorator: the function, which changes no argument and returns new tensors, becomes operator ``name``."""
     return lambda function: CustomOp(name, function)
