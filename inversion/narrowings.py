@@ -38,6 +38,8 @@ class NarrowingRules:
         same_mm: dips of two views nearer than this along the branch are one narrowing.
         denial: a view that sees less than this share of the depth denies it, if it meets the vessel at least at
             ``denial_sine`` and the tree is surer than ``denial_confidence`` that it shows the same vessel.
+        beside_mm: what one view alone shows is not believed where, in that view, the wall of a vessel that lies
+            ``apart_mm`` away in space comes nearer than this to the middle: the dip may be the gap between the two.
         sigma: standard deviation of the log lumen. ends: how far below and above, in the logarithm, 90 % of phantom
             lesions lay: uneven, for narrow lumens come out too wide.
     """
@@ -51,6 +53,8 @@ class NarrowingRules:
     denial: float = 0.4
     denial_sine: float = 0.6
     denial_confidence: float = 0.5
+    beside_mm: float = 1.0
+    apart_mm: float = 4.0
     sigma: float = 0.4
     ends: tuple[float, float] = (0.9, 0.45)
 
@@ -89,11 +93,11 @@ def find_narrowings(
     for run in runs(lines):
         strips = [strip(run, profile) for profile in profiles]
         if strips[0] is not None:
-            found += _of_run(lines, run, strips, profiles, rules)
+            found += _of_run(lines, run, strips, profiles, cameras, rules)
     return Narrowings(_without_twins(found), _judged_share(lines, profiles, rules))
 
 
-def _of_run(lines: Lines, run: Run, strips: list[Strip], profiles, rules: NarrowingRules) -> list[Stenosis]:
+def _of_run(lines: Lines, run: Run, strips: list[Strip], profiles, cameras, rules: NarrowingRules) -> list[Stenosis]:
     """Narrowings of one branch, from all views."""
     seen = [
         (dip, k)
@@ -107,6 +111,9 @@ def _of_run(lines: Lines, run: Run, strips: list[Strip], profiles, rules: Narrow
         if any(abs(dip.at_mm - place) < rules.same_mm for place in used):
             continue
         lesion = _judged(lines, run, strips, profiles, dip, k, rules)
+        if lesion is not None and lesion.confidence != "high":
+            clearance = _clearance_mm(lines, run, lesion, cameras[k], rules.apart_mm)
+            lesion = lesion if clearance >= rules.beside_mm else None
         if lesion is not None:
             used.append(dip.at_mm)
             found.append(lesion)
@@ -143,6 +150,17 @@ def _judged(lines: Lines, run: Run, strips, profiles, dip: Dip, k: int, rules: N
     if _percent(ratio) < rules.percent:
         return None
     return _lesion(lines, row, branch.id, dip, agreed, ratio, sights, k, rules)
+
+
+def _clearance_mm(lines: Lines, run: Run, lesion: Stenosis, camera: Camera, apart_mm: float) -> float:
+    """How near the wall of a vessel elsewhere in space comes to the place, in the view that shows it, mm."""
+    away = np.linalg.norm(lines.points - lesion.position_lps_mm, axis=1)
+    other = (lines.branch != run.position) & (away > apart_mm)
+    if not other.any():
+        return np.inf
+    pixels, _ = camera.project(lines.points[other])
+    gap = np.linalg.norm(pixels - lesion.best_sight.pixel, axis=1) * camera.mm_per_pixel - lines.radius[other]
+    return float(gap.min())
 
 
 #: A view that sees the place, but not what it would take to say anything of it.

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from licag3d.geometry import Camera
-from licag3d.inversion.narrowings import find_narrowings
+from licag3d.inversion.narrowings import NarrowingRules, find_narrowings
 from licag3d.metrics.images import path_mm
 from licag3d.report.lesions import lesion_dict, lesion_picture, lesions_html, marks_svg
 from licag3d.structures import Branch, VesselEvidence, VesselTree, View
@@ -91,6 +91,26 @@ def test_crossings_make_no_narrowing_and_hide_one():
     (lesion,) = listed(hidden, VesselTree((vessel(), across(30.0)))).listed
     assert [(sight.view, sight.state) for sight in lesion.sights] == [(1, SHOWN), (0, "covered by another vessel")]
     assert lesion.confidence == "moderate" and lesion.best_sight.view == 1
+
+
+def test_what_one_view_shows_right_beside_another_vessel_is_not_believed():
+    line = vessel().points_lps_mm
+    ray = line - CAMERAS[1].source_lps_mm
+    ray /= np.linalg.norm(ray, axis=1, keepdims=True)
+    aside = np.cross(ray, np.gradient(line, axis=0))
+    aside /= np.linalg.norm(aside, axis=1, keepdims=True)
+
+    def lesions(clearance_mm: float, rules: NarrowingRules | None = None):
+        """With another vessel that far from the middle of the narrowed one in view 2, the only view that shows it."""
+        near = Branch(2, None, line + 30 * ray + (clearance_mm + 0.6) * aside, np.full(len(line), 0.6))
+        others = (across(30.0), near)
+        views, evidence = seen(2 * (VesselTree((vessel(70.0), *others)),))
+        found = find_narrowings(VesselTree((vessel(), *others)), CAMERAS, views, evidence, rules)
+        return [lesion.branch_id for lesion in found.listed]
+
+    assert lesions(6.0) == [0]
+    assert lesions(6.0, NarrowingRules(beside_mm=7.0)) == []
+    assert lesions(2.5) == lesions(2.5, NarrowingRules(beside_mm=0.0))
 
 
 def test_a_view_that_sees_the_place_and_no_narrowing_denies_it():
