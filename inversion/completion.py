@@ -8,7 +8,7 @@ prior that the views do not bear out adds nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,6 +17,7 @@ from licag3d.inversion.assembly import Curve, stretches
 from licag3d.inversion.prior_fit import PriorFit
 from licag3d.inversion.snapping import Snapped
 from licag3d.structures import VesselTree
+from licag3d.vessels.tree import arc_length_mm
 
 #: Confidence of what only the prior gives a depth, for a view that shows it fully.
 PRIOR_CONFIDENCE = 0.3
@@ -32,6 +33,8 @@ class CompletionSettings:
         shortest_mm: shorter stretches are left out.
         apart_mm: matched curves farther than this from the prior's tree are vessels that it has not got.
         agree_mm: matched curves nearer than this bear the tree out.
+        certain, long_mm: stretches of matched curves that the prior has not got, of less confidence or shorter than
+            this, must have contrast of their own.
         doubt: below this overall trust of the prior only the matched curves count; ``doubt_alone`` with one view, which
             has nothing else. sure: below this only what every view shows (outside its image aside) is the prior's.
         name_mm, name_share: a branch gets the name of the prior's branch near which this share of it lies.
@@ -42,6 +45,8 @@ class CompletionSettings:
     shortest_mm: float = 4.0
     apart_mm: float = 1.5
     agree_mm: float = 1.0
+    certain: float = 0.5
+    long_mm: float = 15.0
     doubt: float = 0.7
     doubt_alone: float = 0.5
     sure: float = 0.85
@@ -50,13 +55,19 @@ class CompletionSettings:
 
 
 def completed_curves(
-    snapped: Snapped, overall: float, curves: Sequence[Curve], settings: CompletionSettings | None = None
+    snapped: Snapped,
+    overall: float,
+    curves: Sequence[Curve],
+    settings: CompletionSettings | None = None,
+    borne_out: Callable[[np.ndarray, np.ndarray], bool] | None = None,
 ) -> list[Curve]:
     """Curves of the tree of the prior and of the matching together, each stretch once.
 
     Args:
         snapped: the fitted tree laid onto the views. overall: ``PriorFit.overall``.
         curves: matched, of the same gauge.
+        borne_out: whether a stretch ``(n, 3)`` of a matched curve with radii ``(n,)`` that the prior has not got is a
+            vessel (:func:`licag3d.inversion.branch_contrast.borne_out`); None takes them all.
     """
     settings = settings or CompletionSettings()
     if overall < settings.doubt:
@@ -82,7 +93,12 @@ def completed_curves(
     out = list(prior)
     for curve in curves:
         off = there.query(curve.points_mm)[0] > settings.apart_mm
-        out += stretches(curve, off, settings.shortest_mm)
+        new = stretches(curve, off, settings.shortest_mm)
+        for piece in new:
+            length = arc_length_mm(piece.points_mm)[-1]
+            sure = piece.confidence.mean() >= settings.certain and length >= settings.long_mm
+            if borne_out is None or sure or borne_out(piece.points_mm, piece.radius_mm):
+                out.append(piece)
     return out
 
 
@@ -120,7 +136,7 @@ def _points(curves: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray]:
 def _bridged(keep: np.ndarray, points: np.ndarray, gap_mm: float) -> np.ndarray:
     """``keep`` with short interior gaps closed, and those at the start of a branch, where it leaves its parent."""
     keep = keep.copy()
-    arc = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1))])
+    arc = arc_length_mm(points)
     shown = np.flatnonzero(keep)
     if not len(shown):
         return keep

@@ -89,7 +89,7 @@ class Courses:
             first = self.spans[-1].stop if self.spans else 0
             self.spans.append(slice(first, first + len(at)))
             self.arcs.append((arc, at))
-            blocks.append(_knots(at, settings.knot_mm))
+            blocks.append(knot_shares(at, settings.knot_mm))
         self.points, self.radius = np.concatenate(points), np.maximum(np.concatenate(radius), 0.05)
         self.branch = np.concatenate([np.full(s.stop - s.start, k) for k, s in enumerate(self.spans)])
         from scipy.linalg import block_diag
@@ -196,22 +196,21 @@ def _descend(courses: Courses, cameras, evidence, settings: OverlapSettings):
     import torch
 
     from licag3d.inversion.adam import Adam
-    from licag3d.inversion.tube_images import near_pixels, path_mm
+    from licag3d.inversion.tube_images import attenuation, near_pixels, path_mm, pooled_view
 
     points = torch.from_numpy(courses.points).float()
     radius = torch.from_numpy(courses.radius).float()
     spoken = []
     for camera, item in zip(cameras, evidence, strict=True):
+        small, image = pooled_view(camera, item.line_integral, settings.pixel_mm)
         near = near_pixels(
-            camera, item.line_integral, courses.points, courses.radius, courses.spans,
-            pool=max(1, round(settings.pixel_mm / camera.mm_per_pixel)), reach_mm=settings.reach_mm,
-        )  # fmt: skip
+            small, image, courses.points, courses.radius, courses.spans, reach_mm=settings.reach_mm
+        )
         if near is None:
             continue
-        path = path_mm(near, points, radius, settings.blur_px)
-        sure = near.alone & (path > settings.reliable_mm) & (near.seen > 0)
-        if sure.any():
-            spoken.append((near, near.seen / (near.seen[sure] / path[sure]).median()))
+        mu = attenuation(near, path_mm(near, points, radius, settings.blur_px), settings.reliable_mm)
+        if mu is not None:
+            spoken.append((near, near.seen / mu))
     contested = courses.contested(cameras, settings.margin_mm, settings.apart_mm)
     if len(spoken) < 2:
         return None, 0.0, 0.0, contested.mean()
@@ -248,7 +247,7 @@ def _descend(courses: Courses, cameras, evidence, settings: OverlapSettings):
     return shift, misfits[0], misfits[-1], contested.mean()
 
 
-def _knots(at_mm: np.ndarray, every_mm: float) -> np.ndarray:
+def knot_shares(at_mm: np.ndarray, every_mm: float) -> np.ndarray:
     """Share ``(n, k)`` of every knot in the movement at arc lengths ``(n,)``: smooth steps from knot to knot."""
     count = max(2, round(at_mm[-1] / every_mm) + 1)
     knots = np.linspace(0, at_mm[-1], count)

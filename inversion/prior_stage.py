@@ -12,7 +12,9 @@ import numpy as np
 
 from licag3d.geometry import Camera
 from licag3d.inversion.assembly import Curve
-from licag3d.inversion.branch_search import BranchSearchSettings, search_branches
+from licag3d.inversion.branch_contrast import ContrastSettings, borne_out
+from licag3d.inversion.branch_search import search_branches
+from licag3d.inversion.branch_sights import BranchSearchSettings
 from licag3d.inversion.chains import Chains
 from licag3d.inversion.completion import CompletionSettings, completed_curves
 from licag3d.inversion.deformation import DeformationSettings, at_first_moment
@@ -23,7 +25,7 @@ from licag3d.inversion.snapping import Snapped, SnapSettings, shown_tree, snap_t
 
 if TYPE_CHECKING:
     from licag3d.inversion.several import Correspondence
-    from licag3d.structures import VesselTree
+    from licag3d.structures import VesselEvidence, VesselTree
 
 #: The frames are looked at again with a tree in mind where its overall trust is at least this: a network that is shown
 #: a tree where there is none might bear it out.
@@ -32,11 +34,17 @@ SURE_TO_LOOK = 0.9
 
 @dataclass(frozen=True)
 class PriorStageSettings:
-    """Settings of the parts. ``rounds``: of matching with the prior as a cost (0: the first matching is kept).
-    ``move_cameras``: let the fit move all views but the first. ``second_look``: see the frames again with the fitted
-    tree in mind, by these weights (embedded name or file); None does not. ``branches``: look for side branches one by
-    one (several views only); None does not. ``deformation``: undo what the heart moved between the views before the
-    tree is laid onto them; None does not."""
+    """Settings of the parts.
+
+    Args:
+        rounds: of matching with the prior as a cost (0: the first matching is kept).
+        move_cameras: let the fit move all views but the first.
+        second_look: see the frames again with the fitted tree in mind, by these weights (embedded name or file); None
+            does not.
+        branches: look for side branches one by one (several views only); None does not.
+        contrast: judge them, and matched curves that the fit has not got, by the contrast too; None does not.
+        deformation: undo what the heart moved between the views before the tree is laid onto them; None does not.
+    """
 
     rounds: int = 1
     move_cameras: bool = True
@@ -46,6 +54,7 @@ class PriorStageSettings:
     snap: SnapSettings = field(default_factory=SnapSettings)
     completion: CompletionSettings = field(default_factory=CompletionSettings)
     branches: BranchSearchSettings | None = field(default_factory=BranchSearchSettings)
+    contrast: ContrastSettings | None = field(default_factory=ContrastSettings)
     deformation: DeformationSettings | None = None
 
 
@@ -76,6 +85,7 @@ def prior_stage(
     labels=None,
     encoding=None,
     lines: Sequence[WeakLines] | None = None,
+    evidence: Sequence[VesselEvidence] = (),
     progress: Callable[[float, str], None] | None = None,
 ) -> PriorStage:
     """Fit the prior to a first correspondence and use it.
@@ -91,6 +101,7 @@ def prior_stage(
         encoding: of :func:`licag3d.models.encode_views.encode_views`, see :func:`fit_prior`.
         labels: ``(B, labels)`` of the arteries to try; default all.
         lines: per view, of :func:`licag3d.inversion.prior_evidence.weak_lines`: faint vessels guide the fit.
+        evidence: per view; its line integrals judge side branches (``settings.contrast``).
         progress: called with the share done (0..1) and a line of text.
     """
     settings = settings or PriorStageSettings()
@@ -141,11 +152,15 @@ def prior_stage(
         still, _ = at_first_moment(fit.tree, fit.cameras, chains, settings.deformation, settings.snap)
     snapped = snap_tree(fit.tree, fit.cameras, still, settings.snap)
     if settings.branches is not None and not held and len(found.cameras) > 1:
-        fit, snapped = _searched(fit, snapped, still, found, generator, settings, lines)
+        tell(0.93, "looking for side branches")
+        fit, snapped = _searched(fit, snapped, still, found, generator, settings, lines, evidence)
     # One view gives no depth: its flat curves would only contradict the prior's, but are all there is where it yields.
     flat = len(found.cameras) == 1 and not doubtful
     matched = [] if flat else list(found.curves)
-    curves = completed_curves(snapped, fit.overall, matched, completion)
+    judge = None
+    if settings.contrast is not None and evidence and not held and len(found.cameras) > 1:
+        judge = borne_out(snapped.tree, fit.cameras, evidence, settings.contrast)
+    curves = completed_curves(snapped, fit.overall, matched, completion, judge)
     return PriorStage(
         tuple(curves),
         fit.cameras,
@@ -165,18 +180,21 @@ def _unmatched(found: Correspondence, chains: Sequence[Chains]) -> Correspondenc
     )
 
 
-def _searched(fit: PriorFit, snapped: Snapped, chains, found, generator, settings: PriorStageSettings, lines):
+def _searched(
+    fit: PriorFit, snapped: Snapped, chains, found, generator, settings: PriorStageSettings, lines, evidence
+):
     """The fit and the tree laid onto the views after the search of side branches."""
-    evidence = gather(
+    seen = gather(
         fit.cameras, chains, found.points_mm, found.confidence, settings.branches.spacing_mm, lines
     )  # fmt: skip
     tree, changes = search_branches(
-        fit, snapped.tree, evidence.views, evidence.sizes_mm, generator=generator, settings=settings.branches
-    )
+        fit, snapped.tree, seen.views, seen.sizes_mm, generator=generator, settings=settings.branches,
+        evidence=evidence, contrast=settings.contrast,
+    )  # fmt: skip
     if not changes:
         return fit, snapped
     # New branches lie on the views already, and the rest must not be laid onto them twice: it would be moved again.
-    return with_tree(fit, tree, evidence.views), shown_tree(tree, fit.cameras, chains, settings.snap)
+    return with_tree(fit, tree, seen.views), shown_tree(tree, fit.cameras, chains, settings.snap)
 
 
 def _warnings(fit: PriorFit, views: int, doubtful: bool) -> tuple[str, ...]:

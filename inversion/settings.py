@@ -9,7 +9,7 @@ from pathlib import Path
 
 from licag3d.errors import InputError
 from licag3d.inversion.assembly import AssemblySettings
-from licag3d.inversion.branch_search import BranchSearchSettings
+from licag3d.inversion.branch_sights import BranchSearchSettings
 from licag3d.inversion.camera_search import SearchSettings
 from licag3d.inversion.filling import FillSettings
 from licag3d.inversion.matching import MatchSettings

@@ -207,6 +207,7 @@ def _complete(views, evidence, chains, found, settings, match, progress):
         lines=[weak_lines(e, v) for e, v in zip(evidence, views, strict=True)],
         labels=labels,
         encoding=_encoding(evidence, found.cameras, settings),
+        evidence=evidence,
         progress=lambda share, text: progress("prior", share, text),
     )
     sights = sights_of(staged.cameras, views, seen)

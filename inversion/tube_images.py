@@ -29,18 +29,28 @@ LEAST_SINE2 = 0.09
 class NearPixels:
     """Pixels of one view near a tree, and for every pixel and branch near each other (P pairs) the pieces to look at.
 
-    ``camera`` of the pooled image (one view); ``seen`` ``(M,)`` line integral there; ``pixel`` ``(P,)`` row of ``seen``
-    for each pair; ``place`` ``(P, 2)`` (col, row); ``pieces`` ``(P, K)`` first points of the pieces; ``alone`` ``(M,)``
-    whether one branch only is near.
+    ``camera`` of the image (one view); ``seen`` ``(M,)`` line integral there; ``where`` ``(M,)`` its places in the
+    flat image; ``pixel`` ``(P,)`` row of ``seen`` for each pair; ``place`` ``(P, 2)`` (col, row); ``pieces`` ``(P, K)``
+    first points of the pieces; ``alone`` ``(M,)`` whether one branch only is near.
     """
 
     camera: Cameras
     source_mm: torch.Tensor
     seen: torch.Tensor
+    where: torch.Tensor
     pixel: torch.Tensor
     place: torch.Tensor
     pieces: torch.Tensor
     alone: torch.Tensor
+
+
+def pooled_view(camera: Camera, line_integral: np.ndarray, pixel_mm: float) -> tuple[Camera, np.ndarray]:
+    """A view with pixels of about ``pixel_mm`` at the isocentre: camera, averaged line integrals ``(rows, cols)``."""
+    pool = max(1, round(pixel_mm / camera.mm_per_pixel))
+    small = camera.cropped(0, 0, camera.rows - camera.rows % pool, camera.cols - camera.cols % pool)
+    small = small.resized(small.rows // pool, small.cols // pool)
+    image = np.asarray(line_integral, np.float32)[: small.rows * pool, : small.cols * pool]
+    return small, image.reshape(small.rows, pool, small.cols, pool).mean((1, 3))
 
 
 def near_pixels(
@@ -50,7 +60,6 @@ def near_pixels(
     radius_mm: np.ndarray,
     spans: Sequence[slice],
     *,
-    pool: int,
     reach_mm: float,
     dtype: torch.dtype = torch.float32,
 ) -> NearPixels | None:
@@ -58,24 +67,20 @@ def near_pixels(
 
     Args:
         line_integral: ``(rows, cols)``. points_mm, radius_mm: ``(N, 3)`` and ``(N,)``, branch after branch.
-        spans: rows of each branch. pool: so many pixels squared are averaged into one. dtype: of everything.
+        spans: rows of each branch. dtype: of everything.
 
     Returns:
         None where no part of the tree lies in the image.
     """
     from scipy.spatial import cKDTree
 
-    small = camera.cropped(0, 0, camera.rows - camera.rows % pool, camera.cols - camera.cols % pool)
-    small = small.resized(small.rows // pool, small.cols // pool)
-    image = np.asarray(line_integral, np.float32)[: small.rows * pool, : small.cols * pool]
-    image = image.reshape(small.rows, pool, small.cols, pool).mean((1, 3))
-    pixels, depth = small.project(points_mm)
-    scale = small.sid_mm / depth / small.spacing_col_mm
+    pixels, depth = camera.project(points_mm)
+    scale = camera.sid_mm / depth / camera.spacing_col_mm
     found = []
     for span in spans:
         about = (radius_mm[span] + reach_mm) * scale[span]
         low = np.maximum(np.floor(pixels[span].min(0) - about.max()), 0).astype(int)
-        high = np.minimum(np.ceil(pixels[span].max(0) + about.max()) + 1, (small.cols, small.rows)).astype(int)
+        high = np.minimum(np.ceil(pixels[span].max(0) + about.max()) + 1, (camera.cols, camera.rows)).astype(int)
         if (low >= high).any():
             continue
         grid = np.stack(np.meshgrid(np.arange(low[0], high[0]), np.arange(low[1], high[1])), -1).reshape(-1, 2)
@@ -87,11 +92,12 @@ def near_pixels(
     if not sum(len(grid) for grid, _ in found):
         return None
     place, pieces = (np.concatenate(part) for part in zip(*found, strict=True))
-    every, pixel = np.unique(place[:, 1] * small.cols + place[:, 0], return_inverse=True)
+    every, pixel = np.unique(place[:, 1] * camera.cols + place[:, 0], return_inverse=True)
     return NearPixels(
-        camera=Cameras.stack([small], dtype=dtype),
-        source_mm=torch.tensor(small.source_lps_mm, dtype=dtype),
-        seen=torch.from_numpy(image.reshape(-1)[every]).to(dtype),
+        camera=Cameras.stack([camera], dtype=dtype),
+        source_mm=torch.tensor(camera.source_lps_mm, dtype=dtype),
+        seen=torch.from_numpy(np.asarray(line_integral, np.float32).reshape(-1)[every]).to(dtype),
+        where=torch.from_numpy(every),
         pixel=torch.from_numpy(pixel),
         place=torch.from_numpy(place).to(dtype),
         pieces=torch.from_numpy(pieces),
@@ -100,7 +106,13 @@ def near_pixels(
 
 
 def path_mm(near: NearPixels, points: torch.Tensor, radius: torch.Tensor, blur_px: float) -> torch.Tensor:
-    """Path through the tree at every pixel of ``near``, ``(M,)`` mm, smeared by ``blur_px`` (of the pooled image).
+    """Path through the tree at every pixel of ``near``, ``(M,)`` mm: see :func:`pair_path_mm`."""
+    pairs = pair_path_mm(near, points, radius, blur_px)
+    return torch.zeros(len(near.seen), dtype=points.dtype).index_add(0, near.pixel, pairs)
+
+
+def pair_path_mm(near: NearPixels, points: torch.Tensor, radius: torch.Tensor, blur_px: float) -> torch.Tensor:
+    """Path through one branch at one pixel, ``(P,)`` mm, smeared by ``blur_px``.
 
     Args:
         points: ``(N, 3)``, as :func:`near_pixels` had them but for small movements. radius: ``(N,)`` mm; a
@@ -123,7 +135,13 @@ def path_mm(near: NearPixels, points: torch.Tensor, radius: torch.Tensor, blur_p
     r = (radius.clamp_min(1e-3) * scale)[nearest]
     chord = (_half_disc(distance + width / 2, r) - _half_disc(distance - width / 2, r)) / (width * r)
     tall = (2 * radius)[nearest] / sine[nearest]
-    return torch.zeros(len(near.seen), dtype=points.dtype).index_add(0, near.pixel, tall * chord)
+    return tall * chord
+
+
+def attenuation(near: NearPixels, path: torch.Tensor, reliable_mm: float) -> float | None:
+    """Line integral per mm of path (median) where one branch alone shows ``reliable_mm`` of it; None without such."""
+    sure = near.alone & (path > reliable_mm) & (near.seen > 0)
+    return float((near.seen[sure] / path[sure]).median()) if sure.any() else None
 
 
 def _half_disc(x: torch.Tensor, r: torch.Tensor) -> torch.Tensor:

@@ -7,13 +7,17 @@ import torch
 from scipy.spatial import cKDTree
 
 from licag3d.geometry import Camera
-from licag3d.inversion.branch_search import BranchSearchSettings, _Work, search_branches
+from licag3d.inversion.branch_contrast import ContrastSettings, borne_out
+from licag3d.inversion.branch_search import search_branches
 from licag3d.inversion.branch_shapes import Population, own_columns
+from licag3d.inversion.branch_sights import BranchSearchSettings
+from licag3d.inversion.branch_work import Work
 from licag3d.inversion.prior_evidence import curve_of
 from licag3d.inversion.prior_fit import PriorFit, with_tree
 from licag3d.inversion.prior_tree import Codes, TreeWriter, named_tree
+from licag3d.metrics.images import path_mm as exact_path_mm
 from licag3d.models.generator import labels_of, load_generator
-from licag3d.structures import VesselTree
+from licag3d.structures import VesselEvidence, VesselTree
 
 
 @pytest.fixture(scope="module")
@@ -106,11 +110,9 @@ def test_shapes_are_those_of_the_population_given_the_ancestors(generator, scene
     assert 0.02 <= shapes.rate <= 0.98
 
 
-def test_what_hangs_on_a_branch_moves_with_it(scene):
-    from licag3d.models.branch_table import table_of
-
+def test_what_hangs_on_a_branch_moves_with_it(scene, generator):
     fit, tree, _, _ = scene
-    work = _Work(tree, table_of("lca"), np.eye(3), 1.0)
+    work = Work(tree, fit, generator, population=50)
     parent = next(k for k in work.points if len(work.subtree(k)) > 1 and work.slots[k].parent > 0)
     child = work.subtree(parent)[1]
     before = work.points[child]
@@ -132,3 +134,71 @@ def test_settings_say_what_they_promise(scene, generator):
     rest = VesselTree(tuple(branch for branch in tree.branches if branch is not lost))
     strict = BranchSearchSettings(margin=1e6)
     assert search_branches(fit, rest, views, sizes, generator=generator, settings=strict)[1] == ()
+
+
+#: Centrelines have no say.
+UNHEARD = BranchSearchSettings(margin=1e6)
+
+
+def _contrast(tree: VesselTree, cameras, mu_per_mm: float = 0.12) -> list[VesselEvidence]:
+    out = []
+    for camera in cameras:
+        path = exact_path_mm(tree, camera).astype(np.float32)
+        p = mu_per_mm * path + 0.005 * np.random.default_rng(1).standard_normal(path.shape).astype(np.float32)
+        one = np.ones_like(p)
+        out.append(VesselEvidence(one, p, one, one, path > 0))
+    return out
+
+
+def test_a_missing_branch_is_found_by_its_contrast_alone(generator, scene):
+    fit, tree, views, sizes = scene
+    lost = _terminal(tree, 30.0)
+    rest = VesselTree(tuple(branch for branch in tree.branches if branch is not lost))
+    assert not search_branches(fit, rest, views, sizes, generator=generator, settings=UNHEARD)[1]
+    found, changes = search_branches(
+        fit, rest, views, sizes, generator=generator, settings=UNHEARD, evidence=_contrast(tree, fit.cameras),
+        contrast=ContrastSettings(),
+    )  # fmt: skip
+    change = next(item for item in changes if item.name == lost.name)
+    assert change.contrast and not change.there and change.after < change.before - 20.0
+    back = next(branch for branch in found.branches if branch.name == lost.name)
+    assert np.median(cKDTree(back.points_lps_mm).query(lost.points_lps_mm)[0]) < 0.7
+
+
+def test_what_has_no_contrast_of_its_own_is_not_drawn(generator, scene):
+    """Its line is seen, but the contrast is that of the rest of the tree."""
+    fit, tree, views, sizes = scene
+    lost = _terminal(tree, 30.0)
+    rest = VesselTree(tuple(branch for branch in tree.branches if branch is not lost))
+    _, changes = search_branches(
+        fit, rest, views, sizes, generator=generator, settings=UNHEARD, evidence=_contrast(rest, fit.cameras),
+        contrast=ContrastSettings(),
+    )  # fmt: skip
+    assert changes == ()
+
+
+def test_a_view_without_contrast_leaves_the_centrelines_alone(generator, scene):
+    fit, tree, views, sizes = scene
+    lost = _terminal(tree, 30.0)
+    rest = VesselTree(tuple(branch for branch in tree.branches if branch is not lost))
+    dark = [VesselEvidence(*(np.zeros((512, 512), np.float32) for _ in range(4)), np.zeros((512, 512), bool))] * 2
+    with_it = search_branches(
+        fit, rest, views, sizes, generator=generator, evidence=dark, contrast=ContrastSettings()
+    )  # fmt: skip
+    without = search_branches(fit, rest, views, sizes, generator=generator)
+    assert with_it[1] == without[1] and not any(change.contrast for change in with_it[1])
+
+
+def test_a_further_vessel_is_borne_out_by_contrast_that_nothing_explains(scene):
+    fit, tree, _, _ = scene
+    lost = _terminal(tree, 30.0)
+    rest = VesselTree(tuple(branch for branch in tree.branches if branch is not lost))
+    seen = _contrast(tree, fit.cameras)
+    asked = borne_out(rest, fit.cameras, seen)
+    assert asked(lost.points_lps_mm, lost.radius_mm)
+    # Now it is part of the tree: the same contrast does not bear out another one beside it.
+    assert not asked(lost.points_lps_mm, lost.radius_mm)
+    twin = tree.branches[1].points_lps_mm + np.array([0.0, 2.5, 0.0])
+    assert not borne_out(tree, fit.cameras, seen)(twin, tree.branches[1].radius_mm)
+    none = [VesselEvidence(*(np.zeros((512, 512), np.float32) for _ in range(4)), np.zeros((512, 512), bool))] * 2
+    assert borne_out(rest, fit.cameras, none)(twin, tree.branches[1].radius_mm)

@@ -12,7 +12,7 @@ from scipy import ndimage
 
 from licag3d.geometry import Camera
 from licag3d.inversion.overlaps import Courses, OverlapSettings, clear_overlaps
-from licag3d.inversion.tube_images import near_pixels, path_mm
+from licag3d.inversion.tube_images import near_pixels, path_mm, pooled_view
 from licag3d.metrics.images import path_mm as exact_path_mm
 from licag3d.structures import Branch, VesselEvidence, VesselTree
 
@@ -62,8 +62,9 @@ def test_the_paths_are_those_of_the_exact_projector(pool):
     tree = pair()
     courses = Courses(tree, OverlapSettings())
     exact = exact_path_mm(tree, CAMERAS[0]).astype(np.float32)
+    small, image = pooled_view(CAMERAS[0], exact, pool * CAMERAS[0].mm_per_pixel)
     near = near_pixels(
-        CAMERAS[0], exact, courses.points, courses.radius, courses.spans, pool=pool, reach_mm=1.0, dtype=torch.float64
+        small, image, courses.points, courses.radius, courses.spans, reach_mm=1.0, dtype=torch.float64
     )
     path = path_mm(near, torch.from_numpy(courses.points), torch.from_numpy(courses.radius), 0.35)
     inside = near.seen > 0.3
@@ -76,10 +77,10 @@ def test_the_paths_are_those_of_the_exact_projector(pool):
 
 def test_the_gradient_is_that_of_small_differences():
     courses = Courses(pair(), OverlapSettings())
+    small, image = pooled_view(CAMERAS[1], exact_path_mm(pair(), CAMERAS[1]), 2 * CAMERAS[1].mm_per_pixel)
     near = near_pixels(
-        CAMERAS[1], exact_path_mm(pair(), CAMERAS[1]), courses.points, courses.radius, courses.spans,
-        pool=2, reach_mm=1.0, dtype=torch.float64,
-    )  # fmt: skip
+        small, image, courses.points, courses.radius, courses.spans, reach_mm=1.0, dtype=torch.float64
+    )
     random = torch.Generator().manual_seed(0)
     points = torch.from_numpy(courses.points).requires_grad_()
     radius = torch.from_numpy(courses.radius).requires_grad_()
