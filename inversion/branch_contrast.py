@@ -34,7 +34,8 @@ class ContrastSettings:
 
     Args:
         few: courses that are moved before they are compared. steps, rate_mm: of Adam.
-        margin: the cost must fall by this much. prior: weight of |u|^2 / 2.
+        margin, margin_share: the cost must fall by this much, and by this share of what the branch explains as it is:
+            the misfit of a long branch is less certain. prior: weight of |u|^2 / 2.
         hopeless: courses whose cost is higher than what is there by more than this are not moved.
         weight: of a pooled pixel. pixel_mm, blur_px, reach_mm, noise_mm, noise_share, reliable_mm: as in
             :class:`licag3d.inversion.overlaps.OverlapSettings`.
@@ -47,6 +48,7 @@ class ContrastSettings:
     steps: int = 20
     rate_mm: float = 0.2
     margin: float = 4.0
+    margin_share: float = 0.05
     prior: float = 0.2
     hopeless: float = 40.0
     weight: float = 0.5
@@ -241,7 +243,7 @@ def best_course(
     after, moved = cost(points[few], radius[few], settings.steps)
     after = after + price[few]
     best = int(after.argmin())
-    if not after[best] < before - settings.margin:
+    if not after[best] < before - settings.margin - settings.margin_share * max(0.0, -before):
         return None
     return float(before), float(after[best]), moved[best], radius[few[best]]
 

@@ -45,6 +45,7 @@ def rows() -> dict[str, tuple[Callable, str]]:
         "no-overlaps": (apart_by_masks, "searched"),
         "no-rematching": (lambda s: replace(s, prior_stage=replace(s.prior_stage, rounds=0)), "searched"),
         "no-branch-search": (lambda s: replace(s, prior_stage=replace(s.prior_stage, branches=None)), "searched"),
+        "no-contrast": (lambda s: replace(s, prior_stage=replace(s.prior_stage, contrast=None)), "searched"),
         "no-matched-points": (no_matched, "searched"),
         "gradient-cameras": (lambda s: s, "given"),
         "no-camera-correction": (lambda s: replace(s, camera_correction="none"), "given"),

@@ -282,7 +282,8 @@ def train(
                 with torch.no_grad():
                     scores = {key: round(float(number), 6) for key, number in validate(average).items()}
                 record(step=done, validation=scores)
-                if best is None or scores[score] > best:
+                # Of equal scores the later: a method that reaches nothing yet must not keep its first weights.
+                if best is None or scores[score] >= best:
                     best, best_step = scores[score], done
                     facts = {"step": done, "scores": scores, **(config or {})}
                     save_weights(folder / "best.safetensors", average, facts)

@@ -64,6 +64,21 @@ def test_resumed_run_has_the_losses_and_weights_of_an_uninterrupted_one(tmp_path
     assert all(torch.equal(a[key], b[key]) for key in a)
 
 
+def test_of_equal_scores_the_later_weights_are_kept(tmp_path):
+    """A method that finds nothing yet has the score 0 at every validation: its first weights are not its best."""
+
+
+    def run(name, scores):
+        scores = iter(scores)
+        said = lambda model: {"score": next(scores)}  # noqa: E731
+        return train(network(), SETTINGS, tmp_path / name, make_batch=batch, loss=loss, validate=said)
+
+    level = run("level", (0.0, 0.0, 0.0))
+    assert level.best_step == SETTINGS.steps
+    assert load_weights(level.folder / "best.safetensors")[1]["step"] == SETTINGS.steps
+    assert run("falling", (0.3, 0.2, 0.1)).best_step == SETTINGS.validate_every
+
+
 def test_the_loss_falls_and_the_average_is_kept_beside_the_last_weights(tmp_path):
     model = network()
     train(model, replace(SETTINGS, steps=60, rate=0.02), tmp_path / "r", make_batch=batch, loss=loss, validate=validate)
