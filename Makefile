@@ -3,7 +3,7 @@
 PYTHON ?= python
 BUILD ?= build/native
 
-.PHONY: native ctest sanitize test lint wheel clean
+.PHONY: native ctest sanitize test kernel-gate lint wheel clean
 
 native:  ## build the native library into licag3d/_native
 	cmake -S . -B $(BUILD) -G Ninja -DLICAG3D_TESTS=ON
@@ -30,6 +30,9 @@ sanitize:  ## C++ unit tests and the Python tests of the operators under the add
 
 test:  ## Python tests
 	$(PYTHON) -m pytest -q tests
+
+kernel-gate: native  ## operators against their twins: none may have become slower than recorded
+	$(PYTHON) tools/kernel_gate.py
 
 lint:
 	$(PYTHON) -m ruff check .

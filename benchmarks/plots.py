@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small line plot as SVG text: no plotting library needed, and every browser shows it."""
+"""Small line plots as SVG text: no plotting library needed, and every browser shows them."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
@@ -108,3 +109,56 @@ def _marker(k: int, x: float, y: float) -> str:
         corners = ((0, -5), (4.6, 4), (-4.6, 4))
     path = " ".join(f"{x + dx:.1f},{y + dy:.1f}" for dx, dy in corners)
     return f'<polygon points="{path}" fill="{colour}"/>'
+
+
+def log_plot(panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], *, y_label: str) -> str:
+    """SVG text of panels side by side, both axes logarithmic, one y axis for all, one legend.
+
+    Args:
+        panels: what x is -> series name -> (x, y), all above 0.
+    """
+    names = list(dict.fromkeys(name for series in panels.values() for name in series))
+    width, height = _PANEL
+    total_width = _LEFT + len(panels) * (width + _GAP) + 330
+    total_height = max(_TOP + height + _BOTTOM, _TOP + 20 * len(names) + 20)
+    values = [y for series in panels.values() for points in series.values() for _, y in points]
+    low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
+    high = max(high, low + 1)
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {total_width} {total_height}" width="{total_width}" '
+        f'height="{total_height}" font-family="sans-serif" font-size="12">',
+        f'<rect width="{total_width}" height="{total_height}" fill="white"/>',
+        f'<text transform="translate(16 {_TOP + height / 2}) rotate(-90)" text-anchor="middle">',
+        f"{escape(y_label)}</text>",
+    ]
+    for number, (x_label, series) in enumerate(panels.items()):
+        left = _LEFT + number * (width + _GAP)
+        ticks = sorted({x for points in series.values() for x, _ in points})
+        first, last = math.log(ticks[0]), math.log(ticks[-1]) if len(ticks) > 1 else math.log(ticks[0]) + 1.0
+
+        def place(x: float, y: float, left=left, first=first, last=last) -> tuple[float, float]:
+            across = 0.06 + 0.88 * (math.log(x) - first) / (last - first)
+            return left + width * across, _TOP + height * (1 - (math.log10(y) - low) / (high - low))
+
+        for power in range(low, high + 1):
+            y = place(ticks[0], 10.0**power)[1]
+            parts.append(f'<line x1="{left}" y1="{y:.1f}" x2="{left + width}" y2="{y:.1f}" stroke="#e0e0e0"/>')
+            parts.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{10.0**power:g}</text>')
+        for tick in ticks:
+            x = place(tick, 10.0**low)[0]
+            parts.append(f'<text x="{x:.1f}" y="{_TOP + height + 18}" text-anchor="middle">{tick:g}</text>')
+        parts.append(f'<rect x="{left}" y="{_TOP}" width="{width}" height="{height}" fill="none" stroke="#333"/>')
+        middle = left + width / 2
+        parts.append(f'<text x="{middle}" y="{_TOP + height + 38}" text-anchor="middle">{escape(x_label)}</text>')
+        for k, name in enumerate(names):
+            spots = [place(x, y) for x, y in series.get(name, ())]
+            route = " ".join(f"{x:.1f},{y:.1f}" for x, y in spots)
+            colour = _COLOURS[k % len(_COLOURS)]
+            parts.append(f'<polyline points="{route}" fill="none" stroke="{colour}" stroke-width="1.8"/>')
+            parts += [_marker(k, *spot) for spot in spots]
+    x = _LEFT + len(panels) * (width + _GAP) - 10
+    for k, name in enumerate(names):
+        y = _TOP + 12 + 20 * k
+        parts.append(_marker(k, x + 6, y))
+        parts.append(f'<text x="{x + 18}" y="{y + 4}">{escape(name)}</text>')
+    return "\n".join([*parts, "</svg>"]) + "\n"

@@ -120,12 +120,9 @@ def pair_path_mm(near: NearPixels, points: torch.Tensor, radius: torch.Tensor, b
     """
     pixels, depth = near.camera.project(points)
     pixels, depth = pixels[0], depth[0]
-    start, step = pixels[near.pieces], pixels[near.pieces + 1] - pixels[near.pieces]
-    away = near.place[:, None] - start
-    along = ((away * step).sum(-1) / (step * step).sum(-1).clamp_min(1e-9)).clamp(0, 1)
-    square, which = ((away - along[..., None] * step) ** 2).sum(-1).min(1)
-    distance = (square + 1e-6).sqrt()
-    nearest = near.pieces.gather(1, which[:, None])[:, 0]
+    with torch.no_grad():  # which piece is nearest has no gradient, and the others need none
+        nearest = near.pieces.gather(1, _offsets(pixels, near.place[:, None], near.pieces).argmin(1)[:, None])[:, 0]
+    distance = (_offsets(pixels, near.place, nearest) + 1e-6).sqrt()
     tangent = points[1:] - points[:-1]
     ray = points[:-1] - near.source_mm
     cosine = (tangent * ray).sum(1) / (tangent.norm(dim=1) * ray.norm(dim=1)).clamp_min(1e-9)
@@ -142,6 +139,17 @@ def attenuation(near: NearPixels, path: torch.Tensor, reliable_mm: float) -> flo
     """Line integral per mm of path (median) where one branch alone shows ``reliable_mm`` of it; None without such."""
     sure = near.alone & (path > reliable_mm) & (near.seen > 0)
     return float((near.seen[sure] / path[sure]).median()) if sure.any() else None
+
+
+def _offsets(pixels: torch.Tensor, place: torch.Tensor, pieces: torch.Tensor) -> torch.Tensor:
+    """Squared distance of places ``(..., 2)`` from the pieces that begin at points ``(...)``, in pixels."""
+    x, y = pixels.unbind(-1)  # numbers of their own: sums over a dimension of two are slow
+    across, down = x.diff(), y.diff()
+    long = (across * across + down * down).clamp_min(1e-9)
+    across, down, long = across[pieces], down[pieces], long[pieces]
+    right, below = place[..., 0] - x[pieces], place[..., 1] - y[pieces]
+    along = ((right * across + below * down) / long).clamp(0, 1)
+    return (right - along * across).square() + (below - along * down).square()
 
 
 def _half_disc(x: torch.Tensor, r: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,8 @@
 - stages: seconds of every stage of ``python -m licag3d.invert`` on both examples, qualities fast and default.
 
 Each entry is the least of many calls by the clock. The load of the machine before and after is kept beside the figures:
-on a busy one they mean nothing. The file is written after every part.
+on a busy one they mean nothing. The file is written after every part, and a picture of the scaling beside it (SVG);
+``--parts plot`` draws it anew from the file.
 """
 
 from __future__ import annotations
@@ -29,6 +30,14 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 from gpu_figures import BOX, cameras_on  # noqa: E402
 
 PARTS = ("threads", "scaling", "stages")
+#: What changes in a panel of the picture, and what the names of its rows in the table say then.
+PANELS = {
+    "voxels per edge": "voxels per edge",
+    "pixels per edge": "pixels per edge",
+    "samples of a ray": "render, samples",
+    "views, volumes or fields of a batch": "views of|batch",
+    "share of cells that are not empty": "share of cells",
+}
 
 
 def main() -> int:
@@ -39,6 +48,9 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=0.6, help="time for one entry")
     parser.add_argument("--small", action="store_true", help="small sizes, to see that it runs")
     options = parser.parse_args()
+    if options.parts == "plot":
+        options.json.with_suffix(".svg").write_text(scaling_plot(json.loads(options.json.read_text())["scaling"]))
+        return 0
     import torch
 
     from licag3d.ops import native
@@ -56,7 +68,24 @@ def main() -> int:
         temporary = options.json.with_suffix(".tmp")
         temporary.write_text(json.dumps(report, indent=1) + "\n")
         os.replace(temporary, options.json)
+        if part == "scaling":
+            options.json.with_suffix(".svg").write_text(scaling_plot(report[part]))
     return 0
+
+
+def scaling_plot(table: dict[str, dict[str, float]]) -> str:
+    """SVG of the scaling table: one panel for each setting that changes."""
+    from benchmarks.plots import log_plot
+
+    panels = {}
+    for label, words in PANELS.items():
+        rows = {name: row for name, row in table.items() if any(word in name for word in words.split("|"))}
+        panels[label] = {
+            ", ".join(name.split(", ")[:2] if name.split(",")[0] != "render" else ["render_triplane with gradients"]):
+            [(float(x), y) for x, y in row.items()]
+            for name, row in rows.items()
+        }  # fmt: skip
+    return log_plot({label: series for label, series in panels.items() if series}, y_label="milliseconds")
 
 
 def least_ms(call: Callable[[], object], seconds: float) -> float:
