@@ -11,6 +11,7 @@ the ancestors (:mod:`licag3d.inversion.branch_shapes`), the best are drawn to ve
 
 falls clearly: what another branch explains is worth nothing twice. Branches are visited once, those of the main
 vessels before theirs, long ones first (iterated conditional modes, Besag 1986); what hangs on a branch moves with it.
+Then all are visited once more, and the contrast of all views judges (:mod:`licag3d.inversion.branch_contrast`).
 """
 
 from __future__ import annotations
