@@ -220,7 +220,8 @@ def best_course(
 ) -> tuple[float, float, np.ndarray, np.ndarray] | None:
     """Cost before and after, points and radii of the best of shapes ``u`` ``(C, d)`` of a branch; None where none pays.
 
-    Before is the cost of the branch as it is, moved as the others are, or of its absence.
+    Before is the cost of the branch as it is, moved as the others are, or of its absence. The price of its shape is
+    that of the fit's, also where the centrelines have put it elsewhere since.
     """
     settings = contrast.settings
     rest = contrast.rest(work.subtree(k))

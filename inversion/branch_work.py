@@ -11,6 +11,7 @@ from licag3d.inversion.prior_fit import PriorFit
 from licag3d.inversion.prior_tree import TreeWriter, rotation
 from licag3d.models.generator import Generator
 from licag3d.structures import Branch, VesselTree
+from licag3d.vessels.tree import arc_length_mm
 
 #: The vessels that a search leaves to the fit: with their roots they carry all others.
 MAIN = ("LM", "LAD", "LCx", "RCA")
@@ -71,7 +72,7 @@ class Work:
     def takeoff(self, k: int, share: np.ndarray) -> np.ndarray:
         """Points ``(C, 3)`` on the parent at shares ``(C,)`` of its length."""
         parent = self.points[self.slots[k].parent]
-        along = _along(parent)
+        along = arc_length_mm(parent)
         at = np.clip(share, 0.0, 1.0) * along[-1]
         return np.stack([np.interp(at, along, axis) for axis in parent.T], -1)
 
@@ -95,7 +96,7 @@ class Work:
             if old is None or slot.parent != k or j not in self.points:
                 continue
             near = int(np.linalg.norm(old - self.points[j][0], axis=1).argmin())
-            along = _along(old)
+            along = arc_length_mm(old)
             shift = self.takeoff(j, np.array([along[near] / along[-1]]))[0] - old[near]
             for m in self.subtree(j):
                 self.points[m] = self.points[m] + shift
@@ -108,10 +109,6 @@ class Work:
                 parent = None if slot.parent < 0 else ids[slot.parent]
                 branches.append(Branch(ids[k], parent, self.points[k], self.radius[k], slot.name))
         return VesselTree(tuple(branches))
-
-
-def _along(points: np.ndarray) -> np.ndarray:
-    return np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1))])
 
 
 def _depth(slots, k: int) -> int:
