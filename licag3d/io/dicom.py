@@ -147,6 +147,8 @@ def _check_kind(label: str, ds: Any) -> None:
     from pydicom.uid import UID
 
     name = UID(sop).name if sop else "unknown class"
+    # A code of 16 characters at most; in a damaged file it may have swallowed all that follows, the patient's name too.
+    modality = modality[:16]
     if modality == "XA" and ("Secondary Capture" in name or not sop):
         return
     raise InputError(f"{label}: a DICOM file of modality {modality or 'unknown'} ({name[:80]}) is not an X-ray "

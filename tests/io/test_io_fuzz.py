@@ -122,6 +122,13 @@ def test_damaged_files(seeds, tmp_path, kind):
     run()
 
 
+def test_a_modality_that_swallowed_the_header_is_not_told_whole(seeds, tmp_path):
+    """Found by the test above: two edits make one value of everything up to the pixels."""
+    edits = [("set", 0.1015625, b"\x00"), ("cut", 0.5, 16), ("flip", 0.13671875, 0)]
+    (tmp_path / "file").write_bytes(damaged(seeds["JPEGLSLossless"], edits))
+    survives(tmp_path / "file")
+
+
 @FUZZ
 @given(st.binary(max_size=300),
        st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"II+\0",
