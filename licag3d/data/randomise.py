@@ -19,6 +19,7 @@ from licag3d.data.device_scenes import DeviceBank
 from licag3d.data.distractors import DistractorBank, text_mask
 from licag3d.data.phantom_frames import DEVICE, FAINT, LABELS, VESSEL, PhantomPool
 from licag3d.data.sketches import faulty_points
+from licag3d.data.winding import winding_branches
 from licag3d.models.segmentor import normalise
 from licag3d.models.sketch import sketch
 
@@ -40,6 +41,7 @@ class Randomisation:
         shutter: collimator edges cross the sample. text: burnt-in writing.
         implants: leads, coils, rings and catheters of a device scene are added; such a sample is composed anew.
         bench: a drawn bench phantom instead of a patient. gaps: contrast is thin over short pieces of vessels.
+        winding: winding side branches hang on the vessels; such a sample is composed anew.
         twig: weight of twigs that show (line integral above :data:`TWIG_SHOWS`); they and fainter ones, of weight 1,
             count as background. At weight 0 whatever might hang on a vessel is drawn, for twigs surround it closely.
         guided: a sketch of the tree with the errors of a fit is a third input. mistaken: it is of another case.
@@ -51,7 +53,8 @@ class Randomisation:
     foreign: float = 0.12
     fade: float = 0.15
     distractors: float = 0.45
-    implants: float = 0.3
+    implants: float = 0.2
+    winding: float = 0.25
     shutter: float = 0.35
     text: float = 0.08
     bench: float = 0.08
@@ -113,7 +116,8 @@ class SampleStream:
         weight, drawn = self._weight(frame), frame
         empty = rng.random() < s.empty
         implants = self.implants is not None and not bench and rng.random() < s.implants
-        if rng.random() < s.shown and not (empty or bench or implants):
+        winding = not bench and not empty and rng.random() < s.winding
+        if rng.random() < s.shown and not (empty or bench or implants or winding):
             grey = retouch(rng, (frame.image / 255).clamp(0, 1), noise)
         else:
             contrast = frame.contrast
@@ -123,6 +127,12 @@ class SampleStream:
                 drawn = other
                 # The lumen of the other catheter comes with its contrast.
                 device = torch.maximum(device, other.device * (contrast > 0.05))
+            if winding:
+                integral, where = winding_branches(rng, vessel[0].numpy() > 0.5, drawn.mm_per_pixel)
+                integral, where = torch.from_numpy(integral)[None], torch.from_numpy(where)[None]
+                contrast, p = contrast + integral, p + integral * where
+                vessel = torch.maximum(vessel, where.float())
+                weight = torch.where(where, (integral > TWIG_SHOWS).float(), weight)
             gain = 0.0 if empty else float(np.exp(rng.normal(-0.05, 0.3)).clip(0.4, 1.8))
             if rng.random() < s.fade:
                 fill = _filling(rng, p.shape[-1])

@@ -64,12 +64,13 @@ def plane_pixels(camera: Camera, at_mm: np.ndarray) -> np.ndarray:
     return np.asarray(at_mm, np.float64) / spacing + [camera.principal_col, camera.principal_row]
 
 
-def window_center_mm(chance: np.ndarray, camera: Camera) -> np.ndarray:
-    """Middle (u, v) of where the vessels are: of the 1st to 99th percentile of their pixels, along both axes.
+def middle_of_vessels_mm(vessels: np.ndarray, camera: Camera) -> np.ndarray:
+    """Middle (u, v) of where ``vessels`` (rows, cols) bool are: of the 1st to 99th percentile of their pixels, along
+    both axes.
 
     Without any vessel it is the middle of the picture.
     """
-    row, col = np.nonzero(chance > 0.5)
+    row, col = np.nonzero(vessels)
     if len(row) == 0:
         return plane_mm(camera, np.array([(camera.cols - 1) / 2, (camera.rows - 1) / 2]))
     low, high = np.percentile(np.stack([col, row], 1), (1, 99), axis=0)
@@ -88,10 +89,20 @@ def cut_window(
 
     Outside the picture there are no vessels; the frame continues there by its mean.
     """
-    center = window_center_mm(np.where(evidence.mask, 1.0, 0.0), camera)
+    center = middle_of_vessels_mm(evidence.mask, camera)
     layers = [evidence.probability, LINE_GAIN * evidence.line_integral]
     if image is not None:
         layers.append(image - float(np.mean(image)))
+    picture = cut_layers(layers, camera, center, window_px=window_px, window_mm=window_mm)
+    if image is not None:
+        picture[2] += float(np.mean(image))
+    return Window(picture, center)
+
+
+def cut_layers(
+    layers: Sequence[np.ndarray], camera: Camera, center: np.ndarray, *, window_px: int, window_mm: float
+) -> np.ndarray:
+    """Layers ``(rows, cols)`` of one view in the window about ``center`` (u, v): ``(layers, window_px, window_px)``."""
     step = window_mm / window_px
     at = (np.arange(window_px) + 0.5) * step - 0.5 * window_mm
     col = plane_pixels(camera, np.stack([center[0] + at, np.zeros_like(at)], 1))[:, 0]
@@ -106,7 +117,4 @@ def cut_window(
     h, w = source.shape[-2:]
     x, y = ((2 * torch.from_numpy(a) + 1) / n - 1 for a, n in ((col, w), (row, h)))
     grid = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], -1)[None].float()
-    picture = F.grid_sample(source, grid, mode="bilinear", padding_mode="zeros", align_corners=False)[0].numpy()
-    if image is not None:
-        picture[2] += float(np.mean(image))
-    return Window(picture, center)
+    return F.grid_sample(source, grid, mode="bilinear", padding_mode="zeros", align_corners=False)[0].numpy()

@@ -9,6 +9,8 @@ from pathlib import Path
 from licag3d.errors import InputError
 from licag3d.train.loop import add_loop_flags
 
+#: Rendered patients of the VALIDATION seeds that choose the checkpoint where ``--pairs`` is given.
+VALIDATION_PAIRS = 60
 #: Weights of losses that have a flag of their own: name, help.
 LOSSES = (
     ("vector", "courses, places and radii of the branches against the truth, mm in 3D"),
@@ -37,6 +39,11 @@ def add_flags(parser) -> None:
     data.add_argument("--trees", type=int, default=8000, metavar="N", help="patients of the pool")
     data.add_argument("--disease", choices=("none", "random"), default="random", help="of the phantom patients")
     data.add_argument("--validation", type=int, default=48, metavar="N", help="validation patients")
+    data.add_argument(
+        "--pairs", metavar="DIR", help="rendered view pairs (python -m licag3d.data.view_pairs): windows of what the "
+        "segmentor answered; DIR/validation, made if missing, chooses the checkpoint"
+    )  # fmt: skip
+    data.add_argument("--pair-share", type=float, default=0.5, metavar="X", help="share of the batches made of --pairs")
     data.add_argument("--views", type=int, default=2, metavar="N", help="views per patient (every 4th batch one more)")
     data.add_argument("--offset", type=float, default=60.0, metavar="MM", help="largest table offset of a view")
     data.add_argument("--angle-error", type=float, default=1.2, metavar="DEG", help="spread of the reading error")
@@ -96,7 +103,12 @@ def main(arguments) -> int:
             offset_mm=arguments.offset, angle_error_deg=arguments.angle_error, move=arguments.move, **changes,
         )  # fmt: skip
 
-    maker = maker_of(pool_file, arguments.trees, splits.TRAINING, settings.seed, patients=max(1, settings.batch // 2))
+    pairs, held_out_pairs = _pairs(arguments, tables) if arguments.pairs else (None, None)
+    patients = max(1, settings.batch // 2)
+    maker = maker_of(
+        pool_file, arguments.trees, splits.TRAINING, settings.seed, patients=patients, pairs=pairs,
+        pair_share=arguments.pair_share,
+    )  # fmt: skip
     name = f"validation-{arguments.disease}-{arguments.validation}.safetensors"
     held_out = maker_of(pool_file.parent / name, arguments.validation, splits.VALIDATION, 1)
     if arguments.init == "random":
@@ -109,11 +121,13 @@ def main(arguments) -> int:
         if net.config.start != arguments.start:
             raise InputError(f"--init {arguments.init}: those weights have --start {net.config.start}")
     model = EncoderTrainee(net, generator.to(settings.device), step)
-    checks = EncoderChecks(folder, held_out, arguments.validation // 2)
+    checks = EncoderChecks(folder, held_out, arguments.validation // 2, held_out_pairs)
     config = {"model": "tree_encoder", "config": config_facts(net.config), "step": asdict(step),
               "pool": pool_file.name, "trees": arguments.trees, "disease": arguments.disease, "views": arguments.views,
               "offset_mm": arguments.offset, "angle_error_deg": arguments.angle_error, "move": arguments.move,
               "init": Path(arguments.init).name}  # fmt: skip
+    if pairs is not None:
+        config |= {"pairs": len(pairs.pairs), "pair_share": arguments.pair_share}
     outcome = train(
         model, settings, folder, make_batch=maker, loss=encoder_loss, validate=checks, config=config,
         resume=arguments.resume,
@@ -123,7 +137,7 @@ def main(arguments) -> int:
     tensors, facts = load_weights(folder / "best.safetensors")
     net.load_state_dict({key.removeprefix("encoder."): value for key, value in tensors.items()})
     net.eval()
-    slopes = calibrate(net, held_out)
+    slopes = calibrate(net, held_out, held_out_pairs)
     save_weights(folder / "tree_encoder.safetensors", net, {**facts, "steps": outcome.steps, "same_patient": slopes})
     if arguments.export:
         export_weights(folder, "tree_encoder", arguments.export, folder)
@@ -148,6 +162,7 @@ def step_of_flags(arguments):
         ("offset", 0, 100),
         ("angle_error", 0, 10),
         ("move", 0, 1),
+        ("pair_share", 0, 1),
         ("validation", 8, 5000),
         *((f"{name}_weight", 0, 100) for name, _ in LOSSES),
     ):
@@ -158,11 +173,30 @@ def step_of_flags(arguments):
     return EncoderStepSettings(**weights, tuple_form=arguments.tuple_form)
 
 
-def calibrate(net, maker, *, rounds: int = 4) -> list[list[float]]:
-    """Fit the log odds of "one patient" over the cosine of two views' codes, per artery, on validation patients.
+def _pairs(arguments, tables):
+    """Rendered patients of training and of validation; the second are made where missing.
+
+    Raises:
+        InputError: no pool, or one that cannot be used.
+    """
+    from licag3d.data.view_pairs import grow_pairs
+    from licag3d.phantom import splits
+    from licag3d.train.encoder_pairs import PairWindows
+
+    kept = Path(arguments.pairs)
+    pairs = PairWindows.read(kept, tables, splits.TRAINING, angle_error_deg=arguments.angle_error)
+    grow_pairs(kept / "validation", VALIDATION_PAIRS, split=splits.VALIDATION)
+    return pairs, PairWindows.read(kept / "validation", tables, splits.VALIDATION, clean=True)
+
+
+def calibrate(net, maker, pairs=None, *, rounds: int = 4) -> list[list[float]]:
+    """Fit the log odds of "one patient" over the cosine of two views' codes, per artery, on validation patients: of
+    ``pairs`` where there are any, else drawn by ``maker``.
 
     Pairs of one patient and pairs of two patients with the same artery weigh the same. Returns slopes and intercepts.
     """
+    from dataclasses import replace
+
     import numpy as np
     import torch
 
@@ -171,13 +205,17 @@ def calibrate(net, maker, *, rounds: int = 4) -> list[list[float]]:
 
     fitted = []
     for index, artery in enumerate(ARTERIES):
-        count = len(maker.data.number[artery])
+        rows = list(range(len(maker.data.number[artery]))) if pairs is None else pairs.of(index)
         same, other = [], []
         for turn in range(rounds):
             codes = []
-            for start in range(0, count, 8):
+            for start in range(0, len(rows), 8):
                 rng = np.random.default_rng([11, turn, index, start])
-                batch = maker.batch(rng, [(artery, k) for k in range(start, min(count, start + 8))], 2)
+                part = rows[start : start + 8]
+                if pairs is None:
+                    batch = maker.batch(rng, [(artery, k) for k in part], 2)
+                else:
+                    batch = replace(pairs, clean=False).batch(rng, maker.reader, part)
                 with torch.no_grad():
                     device = next(net.parameters()).device
                     windows = batch["windows"].to(device)

@@ -7,6 +7,7 @@ Truth is known in every form: vectors of trees, W+ codes in closed form, where e
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,6 +19,9 @@ from licag3d.phantom import views as view_choice
 from licag3d.train.encoder_pictures import LAYERS, Tubes, along_beam, as_evidence, draw, stray_tubes
 from licag3d.train.generator_data import TreePool
 from licag3d.train.generator_vectors import TreeEncoder, VectorSet, encoder_from_heads, encoder_input
+
+if TYPE_CHECKING:
+    from licag3d.train.encoder_pairs import PairWindows
 
 
 class CodeReader:
@@ -91,6 +95,7 @@ class ViewMaker:
         size: px of a window; window_mm: its edge. offset_mm: largest table offset; angle_error_deg: spread of the
             reading error of an angle; move: share of patients whose views are of different moments.
         clean: no errors at all (for tests).
+        pairs: rendered patients, of which a batch is made at random with chance ``pair_share`` instead.
     """
 
     points: TreePoints
@@ -106,9 +111,13 @@ class ViewMaker:
     angle_error_deg: float = 1.2
     move: float = 0.5
     clean: bool = False
+    pairs: PairWindows | None = None
+    pair_share: float = 0.5
 
     def __call__(self, number: int) -> dict:
         rng = np.random.default_rng([self.seed, 91, number])
+        if self.pairs is not None and rng.random() < self.pair_share:
+            return self.pairs.draw(rng, self.reader, self.patients)
         views, patients = self.views, self.patients
         if self.more_every and number % self.more_every == self.more_every - 1:
             views, patients = views + 1, max(1, patients * views // (views + 1))
@@ -153,11 +162,7 @@ class ViewMaker:
         }
         for artery in ARTERIES:
             rows = torch.tensor([row for name, row in chosen if name == artery], dtype=torch.long)
-            vector, known = self.data.vector[artery][rows], self.data.known[artery][rows]
-            batch |= {f"{artery}.vector": vector, f"{artery}.known": known}
-            if len(rows):
-                w, delta = self.reader(artery, vector, known)
-                batch |= {f"{artery}.w": w, f"{artery}.delta": delta}
+            batch |= with_codes(self.reader, artery, self.data.vector[artery][rows], self.data.known[artery][rows])
         return batch
 
     def _cameras(self, rng, artery: str, views: int, separation) -> list[tuple[Camera, Camera]]:
@@ -253,7 +258,7 @@ class ViewMaker:
             "place_mm": middle - center,
             "log_scale": float(np.log(camera.sod_mm / away)),
             "point_mm": center,
-            "dense": self._dense(pixel, radius_mm, slot, self.points.share[rows], seen),
+            "dense": dense_truth(pixel, radius_mm, slot, self.points.share[rows], seen > 0.15, self.size),
         }
 
     def _contrast(self, rng, rows: slice, radius_mm: np.ndarray, slot: np.ndarray) -> np.ndarray:
@@ -277,14 +282,25 @@ class ViewMaker:
                 seen[on[first : first + length]] *= rng.uniform(0, 0.6)
         return seen
 
-    def _dense(self, pixel, radius_mm, slot, share, seen) -> tuple[np.ndarray, np.ndarray]:
-        """Branch (or -1) and share of it at each cell of the dense maps; of several, the widest vessel."""
-        cells = self.size // 4
-        name, along = np.full((cells, cells), -1, np.int64), np.zeros((cells, cells), np.float32)
-        cell = np.floor(pixel / 4).astype(int)
-        good = ((cell >= 0) & (cell < cells)).all(1) & (slot >= 0) & (seen > 0.15)
-        order = np.argsort(radius_mm[good], kind="stable")
-        x, y = cell[good][order].T
-        name[y, x] = slot[good][order]
-        along[y, x] = share[good][order]
-        return name, along
+
+def with_codes(reader: CodeReader, artery: str, vector: torch.Tensor, known: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Vectors of the patients of one artery as a batch holds them, and their codes where there are any patients."""
+    found = {f"{artery}.vector": vector, f"{artery}.known": known}
+    if len(vector):
+        w, delta = reader(artery, vector, known)
+        found |= {f"{artery}.w": w, f"{artery}.delta": delta}
+    return found
+
+
+def dense_truth(pixel, radius_mm, slot, share, seen, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Branch (or -1) and share of it at each cell of the dense maps of a window of ``size`` px; of several branches
+    that of the widest vessel. Points ``(N, 2)`` (x, y) in px that are not ``seen`` (bool) are left out."""
+    cells = size // 4
+    name, along = np.full((cells, cells), -1, np.int64), np.zeros((cells, cells), np.float32)
+    cell = np.floor(pixel / 4).astype(int)
+    good = ((cell >= 0) & (cell < cells)).all(1) & (slot >= 0) & seen
+    order = np.argsort(radius_mm[good], kind="stable")
+    x, y = cell[good][order].T
+    name[y, x] = slot[good][order]
+    along[y, x] = share[good][order]
+    return name, along

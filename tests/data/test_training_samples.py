@@ -12,6 +12,7 @@ from licag3d.data.device_scenes import SHARES, DeviceBank, _coiled, _devices
 from licag3d.data.distractors import _DRAW, DEVICES, KINDS, DistractorBank
 from licag3d.data.phantom_frames import PhantomPool, grow_pool
 from licag3d.data.randomise import Randomisation, SampleStream
+from licag3d.data.winding import winding_branches
 from licag3d.losses.vessel import narrow_gaps, skeleton_recall_loss
 
 
@@ -131,3 +132,24 @@ def test_narrow_gaps_lie_between_neighbours_only():
     truth[..., 17:21, :] = 1
     gaps = narrow_gaps(truth)
     assert (gaps[..., 14:17, 8:-8] == 1).all() and not gaps[..., 30:, :].any() and not (gaps * truth).any()
+
+
+def test_winding_branches_hang_on_vessels_and_wind(pool):
+    vessel = np.zeros((160, 160), bool)
+    vessel[70:74, 20:140] = True
+    for seed in range(4):
+        integral, inside = winding_branches(np.random.default_rng(seed), vessel, 0.25)
+        again, _ = winding_branches(np.random.default_rng(seed), vessel, 0.25)
+        assert np.array_equal(integral, again) and inside.any() and (integral[inside] > 0).all()
+        assert (inside & vessel).any() and float(integral.max()) < 1.5
+    assert not winding_branches(np.random.default_rng(0), np.zeros_like(vessel), 0.25)[0].any()
+
+    def vessels(share: float):
+        look = Randomisation(
+            size=64, winding=share, shown=0.0, empty=0.0, fade=0.0, foreign=0.0, implants=0.0, bench=0.0
+        )
+        return sum(
+            float(SampleStream(pool, DistractorBank(2, 128), 1, look).sample(k)["vessel"].sum()) for k in range(6)
+        )
+
+    assert vessels(1.0) > vessels(0.0)
