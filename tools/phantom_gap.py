@@ -8,6 +8,9 @@ angiogram encoder. It is judged on crops of frames that it has not seen: one rea
 belong to its turn are left out together. 0.5 is chance. Then the phantom frames are changed on purpose (blur, noise,
 contrast of vessels, texture ...), and the share of the way from phantom to real that the classifier's answer moves
 says what would make them look more real. Phantom frames are of training seeds, with diseased trees and twigs.
+
+With ``--pool`` training samples of the segmentor stand in their place: their looks differ on purpose, so what matters
+is where the real crops lie among them ("place": 50 % in the middle, 0 or 100 % beyond all of them).
 """
 
 from __future__ import annotations
@@ -193,6 +196,23 @@ def phantom_frames(count: int) -> list[Frame]:
     return out
 
 
+def training_samples(folder: Path, count: int) -> list[Frame]:
+    """Samples as the segmentor is trained on them (no bench phantoms, shutters or writing), from a pool of frames."""
+    from licag3d.data.device_scenes import DeviceBank
+    from licag3d.data.distractors import DistractorBank
+    from licag3d.data.phantom_frames import PhantomPool
+    from licag3d.data.randomise import Randomisation, SampleStream
+
+    look = Randomisation(bench=0.0, shutter=0.0, text=0.0)
+    stream = SampleStream(PhantomPool(folder), DistractorBank(60, 512), 9, look, implants=DeviceBank(12, 512))
+    out = []
+    for k in range(count):
+        sample = stream.sample(k)
+        grey = sample["grey"][0].numpy()
+        out.append(Frame(grey, np.ones(grey.shape, bool), sample["vessel"][0].numpy() > 0.5))
+    return out
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Print the tables."""
     from licag3d.io.atomic import write_text
@@ -201,13 +221,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--real", nargs="+", required=True, help="real frames, PNG or DICOM")
     parser.add_argument("--cases", type=int, default=24, help="phantom frames")
+    parser.add_argument("--pool", type=Path, help="pool of training frames: samples of it instead of phantom frames")
     parser.add_argument("--crop", type=int, default=128, help="side of a crop, px")
     parser.add_argument("--json", type=Path, help="write the numbers here")
     options = parser.parse_args(arguments)
     if len(options.real) < 3 or options.cases < 4:
         parser.error("give at least three real frames and four phantom ones: whole frames are left out in turn")
     views = [read_views([path], need_geometry=False)[0][0] for path in options.real]
-    frames = [Frame(view.image, view.valid) for view in views] + phantom_frames(options.cases)
+    others = training_samples(options.pool, options.cases) if options.pool else phantom_frames(options.cases)
+    frames = [Frame(view.image, view.valid) for view in views] + others
     crops = [crops_of(frame, options.crop) for frame in frames]
     owner = np.repeat(np.arange(len(frames)), [len(c) for c in crops])
     real = owner < len(views)
@@ -223,7 +245,8 @@ def main(arguments: list[str] | None = None) -> int:
     for k, name in enumerate(NAMES):
         a, b = numbers[real, k], numbers[~real, k]
         gap = (b.mean() - a.mean()) / np.sqrt(0.5 * (a.var() + b.var()) + 1e-12)
-        found["single"][name] = [float(a.mean()), float(b.mean()), float(gap), area_under(numbers[:, k], real)]
+        below = float((b[None] < a[:, None]).mean())
+        found["single"][name] = [float(a.mean()), float(b.mean()), float(gap), area_under(numbers[:, k], real), below]
     logits = [(fitted(x, real), x) for x in (numbers, seen)]
     for name, change in changes().items():
         rng = np.random.default_rng(0)
@@ -250,9 +273,11 @@ def _tables(found: dict) -> str:
         "| seen | area under the curve |",
     ]
     lines += ["|---|---|"] + [f"| {name} | {value:.2f} |" for name, value in found["area"].items()]
-    lines += ["", "| number | real | phantom | difference, standard deviations | area alone |", "|---|---|---|---|---|"]
+    lines += ["", "| number | real | phantom | difference, standard deviations | area alone | place of the real ones |"]
+    lines += ["|---|---|---|---|---|---|"]
     ordered = sorted(found["single"].items(), key=lambda item: -abs(item[1][2]))
-    lines += [f"| {name} | {a:.2f} | {b:.2f} | {gap:+.2f} | {area:.2f} |" for name, (a, b, gap, area) in ordered]
+    lines += [f"| {name} | {a:.2f} | {b:.2f} | {gap:+.2f} | {area:.2f} | {100 * below:.0f} % |"
+              for name, (a, b, gap, area, below) in ordered]  # fmt: skip
     lines += ["", "| change of the phantom | toward real, by numbers | by the encoder |", "|---|---|---|"]
     ordered = sorted(found["change"].items(), key=lambda item: -sum(item[1]))
     lines += [f"| {name} | {100 * a:+.0f} % | {100 * b:+.0f} % |" for name, (a, b) in ordered]

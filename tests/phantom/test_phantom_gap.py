@@ -61,3 +61,12 @@ def test_crops_keep_to_the_field_and_changes_to_the_frame(gap):
     assert all(change(frame, rng).shape == grey.shape for change in changes.values())
     fainter = changes["vessels a quarter fainter"](frame, rng)
     assert fainter[95, 64] == pytest.approx(0.35, abs=0.01) and fainter[50, 64] == pytest.approx(0.5)
+
+
+def test_training_samples_can_stand_in_for_frames(gap, tmp_path):
+    from licag3d.data.phantom_frames import grow_pool
+
+    grow_pool(tmp_path, 1, views=1, rows=160)
+    frames = gap.training_samples(tmp_path, 2)
+    assert len(frames) == 2 and all(frame.grey.shape == (320, 320) and frame.valid.all() for frame in frames)
+    assert sum(len(gap.crops_of(frame, 128)) for frame in frames) == 8
