@@ -3,6 +3,7 @@
 
     python tools/ablation.py --out ablation.json --cases 12
     python tools/ablation.py --out cameras.json --cases 52 --first-seed 54200 --offset-mm 20 --rows default
+    python tools/ablation.py --out outside.json --cases 12 --first-seed 53100 --trees outside --rows default no-prior
 
 Evidence and camera search run once per case, the rows after them. Finished rows are in the file at once; a run that was
 interrupted goes on with what is missing.
@@ -60,6 +61,10 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--cases", type=int, default=12, metavar="N", help="cases, right and left in turn (default 12)")
     made.add_argument("--first-seed", type=int, default=53006, metavar="S", help="validation seed of the first pair")
     made.add_argument("--offset-mm", type=float, default=5.0, metavar="MM", help="unknown table offset (default 5 mm)")
+    made.add_argument(
+        "--trees", choices=("family", "outside"), default="family", help="of the phantom, or bent ones that none of its "
+        "plans draws (licag3d.phantom.outside_family)"
+    )  # fmt: skip
     made.add_argument("--rows", nargs="+", choices=tuple(rows()), default=tuple(rows()), help="default: all")
     return made
 
@@ -77,17 +82,17 @@ def main(argv: list[str]) -> int:
     done = json.loads(path.read_text("utf-8")) if path.is_file() else {}
     for k in range(given.cases):
         seed, artery = given.first_seed + k // 2, ("rca", "lca")[k % 2]
-        name = f"{seed}_{artery}_{given.offset_mm:g}mm"
+        name = f"{seed}_{artery}_{given.offset_mm:g}mm" + ("_outside" if given.trees == "outside" else "")
         missing = [row for row in given.rows if row not in done.get(name, {})]
         if missing:
-            done.setdefault(name, {}).update(score_case(seed, artery, given.offset_mm, missing))
+            done.setdefault(name, {}).update(score_case(seed, artery, given.offset_mm, missing, given.trees))
             write_text(path, json.dumps(done))
             print(name, {row: round(done[name][row]["f1"], 3) for row in missing}, file=sys.stderr, flush=True)
     print(table(done, given.rows))
     return 0
 
 
-def score_case(seed: int, artery: str, offset_mm: float, wanted) -> dict[str, dict[str, float]]:
+def score_case(seed: int, artery: str, offset_mm: float, wanted, trees: str = "family") -> dict[str, dict[str, float]]:
     """Scores of the rows on one case: 60 degrees, angles 1 degree off, full background, images alone."""
     from licag3d.inversion.chains import chains_from_graph
     from licag3d.inversion.consistency import contrast_of
@@ -98,12 +103,15 @@ def score_case(seed: int, artery: str, offset_mm: float, wanted) -> dict[str, di
     from licag3d.metrics.scores import Truth, score
     from licag3d.models.centerline2d import trace_centerlines
     from licag3d.models.vessel_evidence import vessel_evidence
+    from licag3d.phantom.anatomy import sample_tree
+    from licag3d.phantom.outside_family import outside_tree
     from licag3d.phantom.simulate_case import simulate_case
     from licag3d.phantom.write_case import Content, write_case
 
     case = simulate_case(
-        seed, artery, separation_deg=60, offset_mm=offset_mm, angle_error_deg=1.0, background="full", held_out=1
-    )
+        seed, artery, separation_deg=60, offset_mm=offset_mm, angle_error_deg=1.0, background="full", held_out=1,
+        tree=outside_tree(sample_tree(seed, artery), seed) if trees == "outside" else None,
+    )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / "case"
         write_case(place, case, Content(projections=False, mesh=False, labels=False))
