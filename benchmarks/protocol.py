@@ -73,13 +73,14 @@ class CaseId:
 
 @dataclass(frozen=True)
 class Split:
-    """A named list of cases."""
+    """A named list of cases; the first ``skip`` of every cell are left out."""
 
     name: str
     cells: tuple[Cell, ...]
     cases_per_cell: int
     first_seed: int
     numbers: tuple[int, ...]  # of the cells before any were left out, so that limits change no seed
+    skip: int = 0
 
     @property
     def cases(self) -> tuple[CaseId, ...]:
@@ -88,7 +89,7 @@ class Split:
         mixed = sorted(self.cells, key=lambda cell: (not cell.even, 7 * cell.number % _CELLS, cell.track))
         return tuple(
             CaseId(cell, self.first_seed + len(self.numbers) * k + self.numbers.index(cell.number))
-            for k in range(self.cases_per_cell)
+            for k in range(self.skip, self.cases_per_cell)
             for cell in mixed
         )
 

@@ -62,8 +62,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--first-seed", type=int, default=53006, metavar="S", help="validation seed of the first pair")
     made.add_argument("--offset-mm", type=float, default=5.0, metavar="MM", help="unknown table offset (default 5 mm)")
     made.add_argument(
-        "--trees", choices=("family", "outside"), default="family", help="of the phantom, or bent ones that none of its "
-        "plans draws (licag3d.phantom.outside_family)"
+        "--trees", choices=("family", "outside"), default="family", help="of the phantom, or bent ones that no plan "
+        "of it draws (licag3d.phantom.outside_family)"
     )  # fmt: skip
     made.add_argument("--rows", nargs="+", choices=tuple(rows()), default=tuple(rows()), help="default: all")
     return made

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for the package benchmarks, which is not installed
@@ -34,6 +35,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--out", required=True, metavar="FILE", help="result file (JSON), continued if it exists")
     made.add_argument("--split", default="quick", help="quick, leaderboard, full or validation (default quick)")
     made.add_argument("--cases", type=int, metavar="N", help="cases per cell (default: that of the split)")
+    made.add_argument("--patient", type=int, metavar="K", help="only the K-th case of every cell, 1 for the first")
     made.add_argument(
         "--methods",
         nargs="+",
@@ -71,7 +73,12 @@ def main(argv: list[str]) -> int:
     given = parser().parse_args(argv)
     if not 0 < given.timeout <= 86_400:
         raise InputError(f"--timeout {given.timeout:g}: give seconds, more than 0 and at most 86400")
-    split = make_split(given.split, cases=given.cases, tracks=given.track.replace("-", " "))
+    if given.patient is not None and (given.patient < 1 or given.cases is not None):
+        raise InputError(f"--patient {given.patient}: give a number from 1 on, without --cases")
+    cases = given.cases if given.patient is None else given.patient
+    split = make_split(given.split, cases=cases, tracks=given.track.replace("-", " "))
+    if given.patient is not None:
+        split = replace(split, skip=given.patient - 1)
     levels = {
         "artery": given.artery,
         "separation_deg": given.separation,

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -51,6 +52,8 @@ def test_more_cases_begin_with_the_same_and_full_holds_the_leaderboard():
     assert three.cases[:48] == one.cases and len(three.cases) == 144
     assert {case.name for case in one.cases} <= {case.name for case in make_split("full").cases}
     assert len({case.name for case in make_split("full").cases}) == 480
+    # One patient of every cell alone.
+    assert replace(three, skip=2).cases == three.cases[96:] and limited(replace(three, skip=2), artery=("lca",)).skip == 2
 
 
 def test_limits_keep_the_seeds_of_the_cells_that_stay():
