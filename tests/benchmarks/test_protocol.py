@@ -53,7 +53,8 @@ def test_more_cases_begin_with_the_same_and_full_holds_the_leaderboard():
     assert {case.name for case in one.cases} <= {case.name for case in make_split("full").cases}
     assert len({case.name for case in make_split("full").cases}) == 480
     # One patient of every cell alone.
-    assert replace(three, skip=2).cases == three.cases[96:] and limited(replace(three, skip=2), artery=("lca",)).skip == 2
+    third = replace(three, skip=2)
+    assert third.cases == three.cases[96:] and limited(third, artery=("lca",)).skip == 2
 
 
 def test_limits_keep_the_seeds_of_the_cells_that_stay():
