@@ -54,7 +54,7 @@ class Randomisation:
     fade: float = 0.15
     distractors: float = 0.45
     implants: float = 0.2
-    winding: float = 0.4
+    winding: float = 0.25
     shutter: float = 0.35
     text: float = 0.08
     bench: float = 0.08
