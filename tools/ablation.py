@@ -85,7 +85,7 @@ def main(argv: list[str]) -> int:
         name = f"{seed}_{artery}_{given.offset_mm:g}mm" + ("_outside" if given.trees == "outside" else "")
         missing = [row for row in given.rows if row not in done.get(name, {})]
         if missing:
-            done.setdefault(name, {}).update(score_case(seed, artery, given.offset_mm, missing, given.trees))
+            done.setdefault(name, {}).update(score_case(seed, artery, given.offset_mm, missing, trees=given.trees))
             write_text(path, json.dumps(done))
             print(name, {row: round(done[name][row]["f1"], 3) for row in missing}, file=sys.stderr, flush=True)
     print(table(done, given.rows))

@@ -25,8 +25,9 @@ def test_every_row_but_those_of_the_cameras_changes_the_settings():
 def test_finished_rows_are_not_run_again_and_differences_are_paired(tmp_path, monkeypatch, capsys):
     asked = []
 
-    def fake(seed, artery, offset_mm, wanted):
+    def fake(seed, artery, offset_mm, wanted, *, trees):
         asked.append((seed, artery, tuple(wanted)))
+        assert trees == "family"
         level = 0.8 if artery == "rca" else 0.6
         return {row: {"f1": level - 0.1 * (row != "default"), "held_out_mm": 1.0} for row in wanted}
 

@@ -33,8 +33,10 @@ def test_they_are_what_their_seed_gives(artery):
     for k, view in enumerate(case.views):
         image = imageio.imread(folder / f"view_{k + 1}.png")
         assert image.shape == (512, 512)
-        # Other processors round otherwise; a grey level here and there may differ.
-        assert np.abs(image.astype(int) - view.image).mean() < 0.05
+        # Other processors round otherwise, and from the first photon count that comes out otherwise all later noise is
+        # another draw. What is no noise is in the means of 16 x 16 px (half a mm of table: 0.17 and 1.26 at least).
+        off = np.abs((image.astype(float) - view.image).reshape(32, 16, 32, 16).mean((1, 3)))
+        assert off.mean() < 0.15 and off.max() < 1.0
         mask = imageio.imread(folder / "truth" / f"view_{k + 1}_mask.png") > 0
         assert (mask != view.mask).mean() < 1e-3
 
