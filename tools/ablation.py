@@ -36,6 +36,9 @@ def rows() -> dict[str, tuple[Callable, str]]:
         apart = replace(stage.completion, apart_mm=1e9, doubt=0.0)
         return replace(s, prior_stage=replace(stage, rounds=0, fit=replace(stage.fit, space=0.0), completion=apart))
 
+    def no_names(s):
+        return replace(s, prior_stage=replace(s.prior_stage, fit=replace(s.prior_stage.fit, named_mm=0.0)))
+
     def apart_by_masks(s):
         return replace(s, refinement=replace(s.refinement, overlaps=replace(s.refinement.overlaps, rounds=0)))
 
@@ -48,6 +51,8 @@ def rows() -> dict[str, tuple[Callable, str]]:
         "no-branch-search": (lambda s: replace(s, prior_stage=replace(s.prior_stage, branches=None)), "searched"),
         "no-contrast": (lambda s: replace(s, prior_stage=replace(s.prior_stage, contrast=None)), "searched"),
         "no-matched-points": (no_matched, "searched"),
+        "no-judge": (lambda s: replace(s, judge=False), "searched"),
+        "no-named-start": (no_names, "searched"),
         "gradient-cameras": (lambda s: s, "given"),
         "no-camera-correction": (lambda s: replace(s, camera_correction="none"), "given"),
         "baked-evolution": (lambda s: s, "evolved"),
