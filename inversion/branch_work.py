@@ -35,12 +35,10 @@ class Work:
         self.turn = rotation(fit.codes.turn)[0].double().numpy() * self.scale
         self.table, self.slots = writer.table, writer.table.slots
         names = {branch.id: branch.name for branch in tree.branches}
-        of = {(slot.name, self.slots[slot.parent].name if slot.parent >= 0 else None): k
-              for k, slot in enumerate(self.slots)}  # fmt: skip
         self.points: dict[int, np.ndarray] = {}
         self.radius: dict[int, np.ndarray] = {}
         for branch in tree.branches:
-            k = of[branch.name, names.get(branch.parent)]
+            k = self.table.number[branch.name, names.get(branch.parent)]
             self.points[k], self.radius[k] = np.asarray(branch.points_lps_mm, float), np.asarray(branch.radius_mm)
 
     def order(self) -> list[int]:

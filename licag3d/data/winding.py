@@ -54,8 +54,8 @@ def winding_branches(rng: np.random.Generator, vessel: np.ndarray, mm_per_px: fl
 def _wave(rng: np.random.Generator, course: np.ndarray, mm_per_px: float) -> np.ndarray:
     """A course ``(n, 2)`` with a wave across it whose length and height change along it; points at most 1 px apart."""
     way = np.arange(len(course)) * mm_per_px
-    length_mm = float(rng.uniform(3, 9)) * np.exp(0.35 * np.interp(way, way[:: max(1, len(way) // 5)], rng.normal(
-        size=len(way[:: max(1, len(way) // 5)]))))  # fmt: skip
+    length_mm, marks = float(rng.uniform(3, 9)), way[:: max(1, len(way) // 5)]
+    length_mm = length_mm * np.exp(0.35 * np.interp(way, marks, rng.normal(size=len(marks))))
     height_mm = float(rng.uniform(0.4, 2.0)) * np.minimum(1.0, way / 4.0)
     across = np.gradient(course, axis=0)[:, ::-1] * [-1, 1]
     across = across / np.maximum(np.linalg.norm(across, axis=1, keepdims=True), 1e-9)

@@ -56,6 +56,11 @@ class BranchTable:
     def size(self) -> int:
         return self.offsets[-1]
 
+    @cached_property
+    def number(self) -> dict[tuple[str, str | None], int]:
+        """Index of the slot of a branch by its name and that of its parent (None for the trunk)."""
+        return {(s.name, self.slots[s.parent].name if s.parent >= 0 else None): k for k, s in enumerate(self.slots)}
+
     def parts(self, index: int) -> tuple[int, slice, slice, slice]:
         """Where presence, place, course and log radius of a slot lie."""
         first = self.offsets[index] + 1
@@ -109,14 +114,10 @@ def vector_of(tree: VesselTree, table: BranchTable, center_mm) -> tuple[np.ndarr
     vector, known = np.zeros(table.size, np.float32), np.zeros(table.size, bool)
     names = {branch.id: branch.name for branch in tree.branches}
     by_id = {branch.id: branch for branch in tree.branches}
-    wanted = {
-        (slot.name, table.slots[slot.parent].name if slot.parent >= 0 else None): k
-        for k, slot in enumerate(table.slots)
-    }
     for k in range(len(table.slots)):
         known[table.offsets[k]] = True
     for branch in tree.branches:
-        k = wanted.get((branch.name, names.get(branch.parent)))
+        k = table.number.get((branch.name, names.get(branch.parent)))
         if k is None:
             continue
         slot = table.slots[k]

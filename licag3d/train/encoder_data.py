@@ -57,14 +57,10 @@ class TreePoints:
         self.share = np.zeros(len(points), np.float32)
         self.from_ostium_mm = np.zeros(len(points), np.float32)
         self.last = np.zeros(len(points), bool)  # of its branch: no tube begins there
-        wanted = {
-            artery: {(s.name, t.slots[s.parent].name if s.parent >= 0 else None): k for k, s in enumerate(t.slots)}
-            for artery, t in tables.items()
-        }
         first_branch, first_point = pool._first
         for number in range(len(pool)):
             rows = range(first_branch[number], first_branch[number + 1])
-            names = wanted[ARTERIES[int(pool.artery[number])]]
+            names = tables[ARTERIES[int(pool.artery[number])]].number
             for row in rows:
                 a, b = first_point[row], first_point[row + 1]
                 parent = int(pool.branch_parent[row])

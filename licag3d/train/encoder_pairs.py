@@ -33,7 +33,7 @@ class PairWindows:
     """Batches of patients of a pool of view pairs, as ``ViewMaker`` makes them from drawn trees.
 
     Args:
-        pairs: patients that the segmentor's way of tracing (``found``) was made for. tables: of the generator.
+        pairs: patients that the segmentor's way of tracing (``found``) was made for (:meth:`read`).
         size, window_mm: of a window. angle_error_deg: spread of the reading error of an angle.
         clean: windows as an inversion cuts them, cameras as the user has them (for validation).
     """
@@ -164,14 +164,13 @@ def _packed(pair: ViewPair, table: BranchTable) -> _Pair:
 
     points = pair.curves_mm[0]
     middle = 0.5 * (points.min(0) + points.max(0))
-    of = {(s.name, table.slots[s.parent].name if s.parent >= 0 else None): k for k, s in enumerate(table.slots)}
-    tree = tree_of_points(points, pair.radius_mm, pair.branch, pair.names, of)
+    tree = tree_of_points(points, pair.radius_mm, pair.branch, pair.names, table.number)
     vector, known = vector_of(tree, table, middle)
     names = {branch.id: branch.name for branch in tree.branches}
     slot, share = np.full(len(points), -1, np.int16), np.zeros(len(points), np.float32)
     for branch in tree.branches:
         on = pair.branch == branch.id
-        slot[on] = of.get((branch.name, names.get(branch.parent)), -1)
+        slot[on] = table.number.get((branch.name, names.get(branch.parent)), -1)
         way = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(points[on], axis=0), axis=1))])
         share[on] = way / max(way[-1], 1e-6)
     pictures = tuple(

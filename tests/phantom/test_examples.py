@@ -30,6 +30,10 @@ def test_they_are_what_their_seed_gives(artery):
     truth = read_truth(folder / "truth")
     for one, two in zip(truth.tree.branches, case.tree.branches, strict=True):
         np.testing.assert_allclose(one.points_lps_mm, two.points_lps_mm, atol=1e-3)
+        np.testing.assert_allclose(one.radius_mm, two.radius_mm, atol=1e-3)
+    for one, two in zip(truth.cameras, case.true_cameras, strict=True):
+        np.testing.assert_allclose(one.offset_lps_mm, two.offset_lps_mm, atol=1e-3)
+        assert abs(one.primary_deg - two.primary_deg) + abs(one.secondary_deg - two.secondary_deg) < 1e-4
     for k, view in enumerate(case.views):
         image = imageio.imread(folder / f"view_{k + 1}.png")
         assert image.shape == (512, 512)
@@ -37,8 +41,9 @@ def test_they_are_what_their_seed_gives(artery):
         # another draw. What is no noise is in the means of 16 x 16 px (half a mm of table: 0.17 and 1.26 at least).
         off = np.abs((image.astype(float) - view.image).reshape(32, 16, 32, 16).mean((1, 3)))
         assert off.mean() < 0.15 and off.max() < 1.0
-        mask = imageio.imread(folder / "truth" / f"view_{k + 1}_mask.png") > 0
-        assert (mask != view.mask).mean() < 1e-3
+        for name, ours in (("mask", view.mask), ("devices", view.devices), ("twigs", view.twigs)):
+            stored = imageio.imread(folder / "truth" / f"view_{k + 1}_{name}.png") > 0
+            assert (stored != ours).mean() < 1e-3
 
 
 @pytest.mark.parametrize("artery", ["rca", "lca"])
