@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from licag3d.inversion.chains import THROUGH_DEG, Chains
-from licag3d.inversion.paths import PieceOrder, cheapest_path, min_marginals
 from licag3d.inversion.tables import FORBIDDEN, PathTables
+from licag3d.ops.paths import cheapest_paths, min_marginals
 
 #: A partner point without a match contradicts less than one matched elsewhere.
 SILENT_SHARE = 0.5
@@ -86,32 +86,28 @@ def agree(
     dampings: tuple[float, ...] = (0.5, 0.75),
 ) -> tuple[list[np.ndarray], float]:
     """States of all points of both views that cost least together (not proven to be the least), and their cost."""
-    orders = [PieceOrder(c.start) for c in chains]
+    starts = [c.start for c in chains]
     best = None
     # Messages on loops settle in different places; the cost says which is best.
     for damping in (*dampings, None):
         start = (
-            [t.unary for t in tables] if damping is None else _messages(tables, orders, links, joints, rounds, damping)
+            [t.unary for t in tables] if damping is None else _messages(tables, starts, links, joints, rounds, damping)
         )
-        states = [np.full(len(t.unary), t.unary.shape[1] - 1) for t in tables]
-        for side in (0, 1):
-            for p in range(chains[side].pieces):
-                rows = slice(chains[side].start[p], chains[side].start[p + 1])
-                states[side][rows] = cheapest_path(start[side][rows], tables[side].pair[rows])[0]
+        states = [cheapest_paths(starts[side], start[side], tables[side].pair)[0] for side in (0, 1)]
         states = _reroute(states, tables, chains, links, joints)
-        cost = total_cost(states, tables, orders, links, joints)
+        cost = total_cost(states, tables, starts, links, joints)
         if best is None or cost < best[1]:
             best = states, cost
     return best
 
 
-def total_cost(states, tables, orders, links, joints) -> float:
-    """Cost of a labelling; ``states`` ``(N,)`` of each view."""
+def total_cost(states, tables, starts, links, joints) -> float:
+    """Cost of a labelling; ``states`` ``(N,)`` and first points of the pieces of each view."""
     total = 0.0
     for side in (0, 1):
         here = states[side]
         total += tables[side].unary[np.arange(len(here)), here].sum()
-        follow = np.setdiff1d(np.arange(len(here)), orders[side].start)
+        follow = np.setdiff1d(np.arange(len(here)), starts[side])
         total += tables[side].pair[follow, here[follow - 1], here[follow]].sum()
         link, other = links[side], states[1 - side]
         claimed = here[link.point] == link.state
@@ -120,7 +116,7 @@ def total_cost(states, tables, orders, links, joints) -> float:
     return float(total)
 
 
-def _messages(tables, orders, links, joints, rounds, damping) -> list[np.ndarray]:
+def _messages(tables, starts, links, joints, rounds, damping) -> list[np.ndarray]:
     """Unary costs with what the couplings say added, after some rounds of damped min-sum messages."""
     none = [t.unary.shape[1] - 1 for t in tables]
     # Of every link: what it adds to the claimed state, and to the answer and the silence of the partner.
@@ -132,7 +128,7 @@ def _messages(tables, orders, links, joints, rounds, damping) -> list[np.ndarray
     for _ in range(rounds):
         fields = _fields(tables, links, joints, to_claim, to_answer, to_silence, to_joint)
         margins = [
-            min_marginals(order, field, table.pair) for order, field, table in zip(orders, fields, tables, strict=True)
+            min_marginals(start, field, table.pair) for start, field, table in zip(starts, fields, tables, strict=True)
         ]
         lowest = [_two_lowest(m) for m in margins]
         for side in (0, 1):
@@ -227,7 +223,7 @@ def _reroute(states, tables, chains, links, joints, rounds: int = 8) -> list[np.
                 np.add.at(field, (row, np.full(len(row), none)), -(1 - SILENT_SHARE) * link.price[active])
                 for row, cost, elsewhere in ends:
                     field[row - begin] += cost[:, states[side][elsewhere]]
-                path, _ = cheapest_path(field, own.pair[begin:end])
+                path, _ = cheapest_paths([0, end - begin], field, own.pair[begin:end])
                 if not np.array_equal(path, states[side][begin:end]):
                     before = states[side][begin:end]
                     if (

@@ -9,8 +9,10 @@ only an assumption can fix the scale (docs/geometry.md).
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -226,11 +228,24 @@ def _spread(cameras, chains, basis, prices) -> tuple[float, float]:
     return tuple(spread)
 
 
+@contextmanager
+def _no_plotting():
+    """Keep cma from loading matplotlib for plots that nobody asks for: half a second, a third of its import."""
+    missing = "matplotlib" not in sys.modules
+    if missing:
+        sys.modules["matplotlib"] = None
+    try:
+        yield
+    finally:
+        if missing:
+            del sys.modules["matplotlib"]
+
+
 def evolve(
     method: str, costs, limits, start, population, generations, seed, history, scale=None
 ) -> tuple[np.ndarray, float]:
     """One pymoo run on batches of candidates; returns the best point and its cost."""
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _no_plotting():
         warnings.simplefilter("ignore")  # pymoo warns about its own dependencies on import
         from pymoo.algorithms.soo.nonconvex.cmaes import CMAES
         from pymoo.algorithms.soo.nonconvex.de import DE

@@ -12,7 +12,7 @@ Only voxels near the tree are free: the matched centrelines hold the field, the 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from licag3d.inversion.adam import Adam
 from licag3d.inversion.settings import FieldSettings
 from licag3d.ops import project_volume
 from licag3d.structures import VesselEvidence, VesselTree
+from licag3d.vessels.distance import signed_distance, tree_cones
 from licag3d.vessels.rasterize import tree_grid, tree_occupancy
 from licag3d.vessels.tree import flatten_tree
 from licag3d.vessels.volume import Volume
@@ -181,11 +182,11 @@ def _levels(occupancy: torch.Tensor, rays: _Rays, grid: Volume) -> tuple[float, 
 
 
 def _near(tree: VesselTree, grid: Volume, reach_mm: float) -> torch.Tensor:
-    """Voxels within the vessel radius plus ``reach_mm`` of the tree."""
-    from licag3d.structures import Branch
-
-    wide = VesselTree(tuple(Branch(b.id, b.parent, b.points_lps_mm, b.radius_mm + reach_mm) for b in tree.branches))
-    return torch.from_numpy(tree_occupancy(wide, grid, supersample=1).values > 0)
+    """Voxels within the vessel radius plus ``reach_mm`` of the tree, to half a voxel."""
+    cones = tree_cones(tree)
+    wide = replace(cones, start_radius=cones.start_radius + reach_mm, end_radius=cones.end_radius + reach_mm)
+    distance = signed_distance(wide, grid.origin_mm, grid.spacing_mm, grid.values.shape, band=grid.spacing_mm)
+    return torch.from_numpy(distance < 0.5 * grid.spacing_mm)
 
 
 def _neighbours(support: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:

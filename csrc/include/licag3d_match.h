@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Centreline matching: the cost of the best paths of one view's centreline pieces through another view.
+// Centreline matching: the cost of the best paths of one view's centreline pieces through another view, and paths on
+// given costs.
 #ifndef LICAG3D_MATCH_H
 #define LICAG3D_MATCH_H
 
@@ -40,6 +41,23 @@ LICAG3D_API int32_t licag3d_match_cost(const licag3d_run *run, const licag3d_cha
                                        const double *theta_a, const double *phi_a, const double *theta_b,
                                        const double *phi_b, const double *baseline_mm, const double *turn, double *cost,
                                        double *matched_mm);
+
+// Pieces of points with costs: piece p owns points start[p] .. start[p + 1] - 1. unary (points, states); pair (points,
+// states, states) from the state of the point before to the own one, not read for the first point of a piece.
+typedef struct licag3d_path_costs {
+  int64_t points;
+  int64_t pieces;
+  int64_t states;
+  const int64_t *start;  // pieces + 1
+  const double *unary;
+  const double *pair;
+} licag3d_path_costs;
+
+// margin (points, states): cheapest cost of a whole path of the piece that goes through every state.
+LICAG3D_API int32_t licag3d_path_marginals(const licag3d_run *run, const licag3d_path_costs *costs, double *margin);
+// state (points): the cheapest path of every piece; cost (pieces): what it costs.
+LICAG3D_API int32_t licag3d_cheapest_paths(const licag3d_run *run, const licag3d_path_costs *costs, int64_t *state,
+                                           double *cost);
 
 #ifdef __cplusplus
 }

@@ -108,20 +108,51 @@ def signed_distance(cones: Cones, origin, spacing: float, shape: tuple[int, ...]
     return field
 
 
+def distance_blocks(cones: Cones, origin, spacing: float, shape: tuple[int, ...], *, band: float, cells: int):
+    """``signed_distance`` of a 3D grid in blocks of ``cells`` along an edge, those that a cone comes near alone.
+
+    A tree fills a hundredth of its box; the grid as a whole is never held. Neighbouring blocks share a plane of
+    points, with the same values.
+
+    Yields:
+        Index (z, y, x) of the first point, and float32 of at most ``cells + 1`` points an edge.
+    """
+    cones = shortened(cones, 2 * band)
+    origin, size = np.asarray(origin, np.float64), np.asarray(shape[::-1])
+    low, high = cone_boxes(cones, np.arange(len(cones)), origin, spacing, size, band)
+    first, last = np.maximum((low - 1) // cells, 0), np.minimum((high - 1) // cells, (size - 2) // cells)
+    touched: dict[tuple[int, ...], list[int]] = {}
+    for cone in np.flatnonzero((low < high).all(1)):
+        for block in np.ndindex(*(last[cone] - first[cone] + 1)):
+            touched.setdefault(tuple(first[cone] + block)[::-1], []).append(cone)
+    for block in sorted(touched):
+        start = np.array(block) * cells
+        begin = start[::-1]
+        end = np.minimum(begin + cells + 1, size)
+        field = np.full((end - begin)[::-1], band, np.float32)
+        for cone in touched[block]:
+            _lower_by(field, cones, cone, np.maximum(low[cone], begin), np.minimum(high[cone], end), begin, origin,
+                      spacing)
+        yield start, field
+
+
 def _lower(field: np.ndarray, cones: Cones, chosen: np.ndarray, origin, spacing: float, band: float) -> None:
     """Lower ``field`` to the distance of each chosen cone, inside the cone's own box only."""
     origin = np.asarray(origin, np.float64)
-    size = np.asarray(field.shape[::-1])
-    low, high = cone_boxes(cones, chosen, origin, spacing, size, band)
+    low, high = cone_boxes(cones, chosen, origin, spacing, np.asarray(field.shape[::-1]), band)
     for position, cone in enumerate(chosen):
-        a, b = low[position], high[position]
-        if np.any(a >= b):
-            continue
-        axes = [origin[k] + spacing * np.arange(a[k], b[k]) for k in range(origin.size)]
-        window = tuple(slice(a[k], b[k]) for k in reversed(range(origin.size)))
-        distance = _grid_distance(axes, cones.start[cone], cones.end[cone], cones.start_radius[cone],
-                                  cones.end_radius[cone])
-        np.minimum(field[window], distance, out=field[window])
+        _lower_by(field, cones, cone, low[position], high[position], np.zeros(origin.size, int), origin, spacing)
+
+
+def _lower_by(field: np.ndarray, cones: Cones, cone: int, low, high, begin, origin, spacing: float) -> None:
+    """Lower the points ``low`` to ``high`` (x first) of a grid, of which ``field`` holds those from ``begin`` on."""
+    if np.any(low >= high):
+        return
+    axes = [origin[k] + spacing * np.arange(low[k], high[k]) for k in range(origin.size)]
+    window = tuple(slice(low[k] - begin[k], high[k] - begin[k]) for k in reversed(range(origin.size)))
+    distance = _grid_distance(axes, cones.start[cone], cones.end[cone], cones.start_radius[cone],
+                              cones.end_radius[cone])
+    np.minimum(field[window], distance, out=field[window])
 
 
 def cone_boxes(cones: Cones, chosen: np.ndarray, origin, spacing: float, size, band: float):

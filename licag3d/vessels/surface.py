@@ -9,10 +9,12 @@ import numpy as np
 
 from licag3d.errors import InputError
 from licag3d.structures import VesselTree
-from licag3d.vessels.distance import signed_distance, tree_cones
+from licag3d.vessels.distance import distance_blocks, signed_distance, tree_cones
 from licag3d.vessels.volume import Volume, covering_grid
 
-_MAX_POINTS = 120e6  # 0.5 GB of float32, a few seconds of marching cubes
+_MAX_POINTS = 120e6  # 0.5 GB of float32, where all of them are held
+#: Cells along an edge of the blocks that are searched for the surface, most of which hold none of it.
+_BLOCK = 48
 
 
 @dataclass(frozen=True)
@@ -79,8 +81,13 @@ def tree_surface(tree: VesselTree, *, spacing_mm: float = 0.3, blend_mm: float =
     margin = 2 * step + blend_mm
     origin, shape = covering_grid(low - margin, high + margin, step)
     band = max(2 * step, 1.5 * blend_mm)
-    field = signed_distance(cones, origin, step, shape, band=band, blend=blend_mm)
-    return _isosurface(np.negative(field, out=field), 0.0, Volume(field, origin, step))
+    if blend_mm > 0:
+        blocks = _blocks_of(signed_distance(cones, origin, step, shape, band=band, blend=blend_mm))
+    else:
+        blocks = distance_blocks(cones, origin, step, shape, band=band, cells=_BLOCK)
+    deepest = float(np.maximum(cones.start_radius, cones.end_radius).max())
+    inside = ((first, np.negative(values, out=values)) for first, values in blocks)
+    return _isosurface(inside, 0.0, band + deepest, origin, step)
 
 
 def volume_surface(volume: Volume, level: float) -> Surface:
@@ -101,7 +108,7 @@ def volume_surface(volume: Volume, level: float) -> Surface:
     pad = level - (high - level)
     padded = np.pad(values, 1, constant_values=pad)
     origin = np.asarray(volume.origin_mm) - volume.spacing_mm
-    return _isosurface(padded, level, Volume(padded, tuple(origin), volume.spacing_mm))
+    return _isosurface(_blocks_of(padded), level, high - min(low, pad), tuple(origin), volume.spacing_mm)
 
 
 def surface_parts(surface: Surface) -> tuple[SurfacePart, ...]:
@@ -144,22 +151,54 @@ def decimated(surface: Surface, cell_mm: float) -> Surface:
     return Surface(vertices, faces[kept])
 
 
-def _isosurface(values: np.ndarray, level: float, grid: Volume) -> Surface:
-    """Marching cubes (Lewiner et al. 2003), closed as the border of ``values`` is below level; changes ``values``."""
-    from skimage.measure import marching_cubes
-
-    # A vertex exactly on a grid point would be several vertices at one place: push such values off the level. Plane by
-    # plane and in place: the array may be hundreds of megabytes.
-    level = np.float32(level)
-    tolerance = np.float32(2.5e-4 * max(float(values.max()) - float(values.min()), 1e-12))
-    for plane in values:
-        on_level = np.abs(plane - level) < tolerance
-        if on_level.any():
-            plane[on_level] = level + np.where(plane[on_level] > level, tolerance, -tolerance)
-    vertices_zyx, faces, _, _ = marching_cubes(values, level, allow_degenerate=True)
-    surface = Surface(grid.index_to_lps(vertices_zyx), faces.astype(np.int64))
+def _isosurface(blocks, level: float, span: float, origin, spacing_mm: float) -> Surface:
+    """Marching cubes (Lewiner et al. 2003) of blocks of a grid whose border is below level; ``span`` of the values."""
+    vertices_zyx, faces = _marching_blocks(blocks, np.float32(level), np.float32(2.5e-4 * max(span, 1e-12)))
+    surface = Surface(Volume(np.zeros((1, 1, 1), np.float32), origin, spacing_mm).index_to_lps(vertices_zyx), faces)
     if surface.volume_mm3 < 0:
         surface = Surface(surface.vertices_lps_mm, surface.faces[:, ::-1])
     if surface.open_edges():
         raise RuntimeError(f"marching cubes left {surface.open_edges()} open edges in the lumen surface")
     return surface
+
+
+def _blocks_of(values: np.ndarray):
+    """A grid in blocks that share a plane of points with their neighbours: (first index, copy of the values)."""
+    for corner in np.ndindex(*(-(-(n - 1) // _BLOCK) for n in values.shape)):
+        first = np.array(corner) * _BLOCK
+        yield first, values[tuple(slice(a, a + _BLOCK + 1) for a in first)].copy()
+
+
+def _marching_blocks(blocks, level: np.float32, tolerance: np.float32) -> tuple[np.ndarray, np.ndarray]:
+    """Vertices (index coordinates z, y, x) and faces of the level, block by block where it passes through."""
+    from skimage.measure import marching_cubes
+
+    vertices, faces, count = [np.zeros((0, 3))], [np.zeros((0, 3), np.int64)], 0
+    for first, block in blocks:
+        # A vertex exactly on a grid point would be several vertices at one place: push such values off the level, by
+        # the value alone, so that neighbouring blocks agree on it.
+        on_level = np.abs(block - level) < tolerance
+        block[on_level] = level + np.where(block[on_level] > level, tolerance, -tolerance)
+        if not block.min() < level < block.max():
+            continue
+        found, corners, _, _ = marching_cubes(block, level, allow_degenerate=True)
+        vertices.append(found + first)
+        faces.append(corners.astype(np.int64) + count)
+        count += len(found)
+    return _joined(np.concatenate(vertices), np.concatenate(faces))
+
+
+def _joined(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """One vertex for those that two blocks found on the same edge of the grid."""
+    # A vertex lies between two neighbours of the grid and is named by the first of them and the direction.
+    cell = np.floor(vertices + 2e-5).astype(np.int64)
+    along = vertices - cell
+    border = np.flatnonzero((np.rint(vertices) % _BLOCK == 0).any(1) & ((along > 2e-5).sum(1) == 1))
+    name = np.concatenate([cell[border], along[border].argmax(1)[:, None]], axis=1)
+    _, first, same = np.unique(name, axis=0, return_index=True, return_inverse=True)
+    new = np.arange(len(vertices))
+    new[border] = border[first[same.reshape(-1)]]
+    kept = np.flatnonzero(new == np.arange(len(vertices)))
+    number = np.zeros(len(vertices), np.int64)
+    number[kept] = np.arange(len(kept))
+    return vertices[kept], number[new[faces]]

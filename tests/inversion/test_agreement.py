@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Joint labelling of two views against brute force, and the Viterbi tables against enumeration."""
+"""Joint labelling of two views against brute force."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from licag3d.inversion.agreement import Joint, Links, agree, total_cost
-from licag3d.inversion.paths import PieceOrder, cheapest_path, min_marginals
 from licag3d.inversion.tables import PathTables
 
 
@@ -38,12 +37,12 @@ def random_problem(seed: int, pieces=(2, 2), states: int = 3):
 
 def brute_force(problem) -> float:
     tables, chains, links, joints = problem
-    orders = [PieceOrder(c.start) for c in chains]
+    starts = [c.start for c in chains]
     shape = [(len(t.unary), t.unary.shape[1]) for t in tables]
     best = np.inf
     for first in itertools.product(range(shape[0][1]), repeat=shape[0][0]):
         for second in itertools.product(range(shape[1][1]), repeat=shape[1][0]):
-            best = min(best, total_cost([np.array(first), np.array(second)], tables, orders, links, joints))
+            best = min(best, total_cost([np.array(first), np.array(second)], tables, starts, links, joints))
     return best
 
 
@@ -52,27 +51,9 @@ def test_joint_labelling_is_as_cheap_as_brute_force():
     for seed in range(4):
         problem = random_problem(seed)
         states, cost = agree(*problem)
-        orders = [PieceOrder(c.start) for c in problem[1]]
-        assert cost == pytest.approx(total_cost(states, problem[0], orders, *problem[2:]))
+        starts = [c.start for c in problem[1]]
+        assert cost == pytest.approx(total_cost(states, problem[0], starts, *problem[2:]))
         gaps.append(cost / brute_force(problem) - 1)
     assert min(gaps) > -1e-9
     assert np.median(gaps) < 1e-9
     assert max(gaps) < 0.1
-
-
-def test_min_marginals_and_path_against_enumeration():
-    rng = np.random.default_rng(3)
-    start = np.array([0, 4, 5, 8])
-    unary, pair = rng.uniform(0, 1, (8, 3)), rng.uniform(0, 1, (8, 3, 3))
-    margins = min_marginals(PieceOrder(start), unary, pair)
-    for a, b in zip(start[:-1], start[1:], strict=True):
-        cheapest = np.full((b - a, 3), np.inf)
-        for path in itertools.product(range(3), repeat=b - a):
-            cost = sum(unary[a + i, s] for i, s in enumerate(path)) + sum(
-                pair[a + i, path[i - 1], path[i]] for i in range(1, b - a))
-            for i, s in enumerate(path):
-                cheapest[i, s] = min(cheapest[i, s], cost)
-        np.testing.assert_allclose(margins[a:b], cheapest)
-        states, cost = cheapest_path(unary[a:b], pair[a:b])
-        assert cost == pytest.approx(cheapest.min())
-        np.testing.assert_allclose(cheapest[np.arange(b - a), states], cost)

@@ -9,7 +9,8 @@ from vessel_trees import coronary, tube
 
 from licag3d.errors import InputError
 from licag3d.structures import Branch, VesselTree
-from licag3d.vessels.distance import Cones, cone_distance, signed_distance
+from licag3d.vessels import surface as surfaces
+from licag3d.vessels.distance import Cones, cone_distance, distance_blocks, signed_distance, tree_cones
 from licag3d.vessels.surface import Surface, decimated, surface_parts, tree_surface, volume_surface
 from licag3d.vessels.volume import Volume, covering_grid
 
@@ -145,6 +146,39 @@ def test_random_fields_are_watertight():
         values = rng.standard_normal((14, 13, 15)).astype(np.float32)
         values[rng.random(values.shape) < 0.1] = 0.0  # exactly on the level: the hard case
         assert_watertight(volume_surface(Volume(values, (3, 4, 5), 0.7), 0.0))
+
+
+def test_blocks_hold_the_distances_of_the_whole_grid():
+    cones, shape, origin = tree_cones(coronary()), (61, 50, 97), np.array([-21.0, -17.0, -13.0])
+    cones = Cones(cones.start - cones.start.mean(0), cones.end - cones.start.mean(0), cones.start_radius,
+                  cones.end_radius, cones.group)
+    whole = signed_distance(cones, origin, 0.45, shape, band=0.9)
+    assert (whole < 0.9).any()
+    missed = np.full(shape, True)
+    for first, block in distance_blocks(cones, origin, 0.45, shape, band=0.9, cells=16):
+        window = tuple(slice(a, a + 17) for a in first)
+        np.testing.assert_array_equal(block, whole[window])
+        missed[window] = False
+    assert missed.any()
+    assert (whole[missed] == np.float32(0.9)).all()
+
+
+@pytest.mark.parametrize("cells", [1, 7, 31])
+def test_the_surface_does_not_depend_on_the_blocks(monkeypatch, cells):
+    tree = ball_tree() if cells == 1 else coronary()
+    monkeypatch.setattr(surfaces, "_BLOCK", 10_000)
+    whole = tree_surface(tree, spacing_mm=0.5)
+    rough = volume_surface(Volume(np.random.default_rng(1).normal(size=(9, 14, 11)), (0, 0, 0), 1.0), 0.3)
+    monkeypatch.setattr(surfaces, "_BLOCK", cells)
+    for wanted, got in (
+        (whole, tree_surface(tree, spacing_mm=0.5)),
+        (rough, volume_surface(Volume(np.random.default_rng(1).normal(size=(9, 14, 11)), (0, 0, 0), 1.0), 0.3)),
+    ):
+        assert len(got.faces) == len(wanted.faces)
+        assert len(got.vertices_lps_mm) == len(wanted.vertices_lps_mm)
+        assert got.open_edges() == 0
+        assert got.volume_mm3 == pytest.approx(wanted.volume_mm3, rel=1e-5)
+        assert got.area_mm2 == pytest.approx(wanted.area_mm2, rel=1e-5)
 
 
 def test_decimated_is_lighter_and_near():
