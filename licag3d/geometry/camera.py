@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -74,7 +75,7 @@ class Camera:
             value = getattr(self, name)
             object.__setattr__(self, name, centre if value is None else _finite(name, value))
 
-    @property
+    @cached_property
     def frame(self) -> equations.Frame:
         """Unit vectors (beam, column, row), each ``(3,)``."""
         return equations.view_frame(np, np.float64(self.primary_deg), np.float64(self.secondary_deg))

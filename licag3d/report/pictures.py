@@ -154,6 +154,9 @@ def three_sides(surface: Surface, *, size_px: int = 340) -> list[tuple[str, np.n
 def _splat(corners, normal, right, up, extent: float, size: int) -> np.ndarray:
     """Z-buffer by painting: points on every triangle, far ones first, so that the nearest stays."""
     toward = np.cross(right, up)
+    # A closed surface hides what looks away.
+    facing = normal @ toward > 0
+    corners, normal = corners[facing], normal[facing]
     fine = size * 2
     weights = np.array([[1, 1, 1], [4, 1, 1], [1, 4, 1], [1, 1, 4], [3, 3, 0], [0, 3, 3], [3, 0, 3]], float)
     weights /= weights.sum(1, keepdims=True)

@@ -54,6 +54,10 @@ def add_flags(parser) -> None:
         "--start", choices=("none", "vasomim"), default="none", help="tokens of the angiogram encoder as one more level"
     )
     model.add_argument(
+        "--widths", metavar="N,N,...", help="of the pyramid, from half the window on (with --init random)"
+    )
+    model.add_argument("--token", type=int, metavar="N", help="width of the tokens (with --init random)")
+    model.add_argument(
         "--lifted", type=int, default=0, metavar="N", help="channels of the tri-plane residual; 0 leaves it out"
     )
     model.add_argument("--generator", default="generator", metavar="PATH", help="generator whose codes are written")
@@ -88,7 +92,7 @@ def main(arguments) -> int:
     from licag3d.train.loop import settings_of, train
 
     settings = settings_of(arguments)
-    step = step_of_flags(arguments)
+    step, sizes = step_of_flags(arguments), sizes_of_flags(arguments)
     torch.manual_seed(settings.seed)
     generator, _ = load_generator(arguments.generator)
     folder = Path(arguments.out)
@@ -113,7 +117,7 @@ def main(arguments) -> int:
     held_out = maker_of(pool_file.parent / name, arguments.validation, splits.VALIDATION, 1)
     if arguments.init == "random":
         planes = generator.config.plane_channels
-        net = TreeFromViews(TreeEncoderConfig(start=arguments.start, lifted=arguments.lifted, planes=planes))
+        net = TreeFromViews(TreeEncoderConfig(start=arguments.start, lifted=arguments.lifted, planes=planes, **sizes))
         set_codes(net, generator, reader, maker.data)
     else:
         net = load_tree_encoder("tree_encoder" if arguments.init == "embedded" else arguments.init).requires_grad_(True)
@@ -171,6 +175,23 @@ def step_of_flags(arguments):
             raise InputError(f"--{name.replace('_', '-')} is {value}; give {low} to {high}")
     weights = {name: getattr(arguments, f"{name}_weight") for name, _ in LOSSES}
     return EncoderStepSettings(**weights, tuple_form=arguments.tuple_form)
+
+
+def sizes_of_flags(arguments) -> dict:
+    """Sizes of the network that are not the default.
+
+    Raises:
+        InputError: no whole numbers, or trained weights to begin with, which have their own.
+    """
+    given = {name: value for name in ("widths", "token") if (value := getattr(arguments, name)) is not None}
+    if given and arguments.init != "random":
+        raise InputError(f"--{next(iter(given))} goes with --init random; the weights of --init have their own sizes")
+    if "widths" in given:
+        try:
+            given["widths"] = tuple(int(width) for width in given["widths"].split(","))
+        except ValueError:
+            raise InputError(f"--widths is '{given['widths']}'; give whole numbers, as 16,32,56,96,128") from None
+    return given
 
 
 def _pairs(arguments, tables):

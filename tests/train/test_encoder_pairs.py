@@ -114,14 +114,17 @@ def test_a_training_takes_pairs_and_is_judged_by_them(folder, tmp_path, monkeypa
     monkeypatch.setattr(encoder_check, "VIEWS", 2)
     flags = ["encoder", "--out", str(tmp_path / "run"), "--pool", str(tmp_path / "trees.safetensors"), "--trees", "8",
              "--validation", "8", "--batch", "2", "--device", "cpu", "--threads", "1", "--steps", "2", "--warmup", "1",
-             "--validate-every", "2", "--pairs", str(folder), "--pair-share", "1"]  # fmt: skip
+             "--validate-every", "2", "--pairs", str(folder), "--pair-share", "1", "--widths", "8,12,16",
+             "--token", "24"]  # fmt: skip
     assert main(flags) == 0
     records = [json.loads(line) for line in (tmp_path / "run" / "curves.jsonl").read_text().splitlines()]
     checks = next(record["validation"] for record in records if "validation" in record)
     wanted = -0.5 * (checks["rendered_rca_2_mm"] + checks["rendered_lca_2_mm"])
     assert checks["score"] == pytest.approx(wanted) and 0 <= checks["rendered_named_small"] <= 1
     assert (tmp_path / "run" / "tree_encoder.safetensors").is_file()
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["config"]["pairs"] == 4
+    config = json.loads((tmp_path / "run" / "config.json").read_text())["config"]
+    assert config["pairs"] == 4
+    assert (config["config"]["widths"], config["config"]["token"]) == ([8, 12, 16], 24)
 
 
 def test_pools_that_cannot_be_used_are_refused(folder, generator, tmp_path):

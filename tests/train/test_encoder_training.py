@@ -82,6 +82,9 @@ def test_a_stopped_run_goes_on_logs_every_loss_and_exports(run):
         (["--offset", "nan"], "--offset is nan"),
         (["--init", "missing.safetensors"], "cannot be read"),
         (["--tuple-form", "hinge"], "invalid choice"),
+        (["--widths", "8,b"], "--widths is '8,b'"),
+        (["--widths", "8,16"], "widths is .8, 16.; give 3 or more"),
+        (["--token", "64", "--init", "embedded"], "--token goes with --init random"),
     ],
 )
 def test_flags_that_make_no_sense_are_refused(folder, flags, text):
