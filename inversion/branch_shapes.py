@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from licag3d.inversion.prior_tree import Codes, TreeWriter
+from licag3d.inversion.prior_tree import ALIKE, Codes, TreeWriter
 from licag3d.models.branch_table import BranchTable, spline_matrix
 
 #: What the generator's trees lack beside real ones: standard deviations of the take-off (share), the course (mm) and
@@ -50,17 +50,27 @@ class Population:
     """Trees that a generator writes for one label: what its branches look like given each other.
 
     Args:
-        writer: of the artery. label: ``(labels,)``. count: of random codes. delta_sigma: of their deltas.
+        writer: of the artery. label: ``(labels,)``. spread: of their deltas (:class:`Codes`), where alike in all
+            directions with ``delta_sigma``. count: of random codes.
     """
 
     def __init__(
-        self, writer: TreeWriter, label: np.ndarray, *, count: int = 1000, delta_sigma: float = 0.35, seed: int = 0
+        self,
+        writer: TreeWriter,
+        label: np.ndarray,
+        *,
+        spread: int = ALIKE,
+        count: int = 1000,
+        delta_sigma: float = 0.35,
+        seed: int = 0,
     ) -> None:
         source = torch.Generator().manual_seed(seed)
         labels = torch.as_tensor(np.asarray(label), dtype=torch.float32)[None].expand(count, -1)
         codes = Codes.start(writer.generator, labels, np.zeros(3))
         codes.z = torch.randn(codes.z.shape, generator=source)
-        codes.delta = delta_sigma * torch.randn(codes.delta.shape, generator=source)
+        sigma = delta_sigma if spread == ALIKE else 1.0
+        codes.delta = sigma * torch.randn(codes.delta.shape, generator=source)
+        codes.spread[:] = spread
         with torch.no_grad():
             self.vectors = writer.vectors(codes).double().numpy()
         self.table: BranchTable = writer.table

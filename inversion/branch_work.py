@@ -28,7 +28,7 @@ class Work:
         self, tree: VesselTree, fit: PriorFit, generator: Generator, *, population: int = 1000, seed: int = 0
     ) -> None:
         writer = TreeWriter(generator, fit.artery)
-        self.population = Population(writer, fit.label, count=population, seed=seed)
+        self.population = Population(writer, fit.label, spread=int(fit.codes.spread[0]), count=population, seed=seed)
         with torch.no_grad():
             self.fitted = writer.vectors(fit.codes)[0].double().numpy()
         self.scale = float(fit.codes.log_scale.exp()[0])

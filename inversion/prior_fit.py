@@ -19,7 +19,7 @@ from licag3d.inversion.encoder_start import encoder_start
 from licag3d.inversion.prior_evidence import Curve, Evidence, WeakLines, gather
 from licag3d.inversion.prior_names import named_evidence
 from licag3d.inversion.prior_terms import code_cost, evidence_cost, nearest_segments, schedule
-from licag3d.inversion.prior_tree import Codes, TreeWriter, artery_of, named_tree
+from licag3d.inversion.prior_tree import PATIENTS, Codes, TreeWriter, artery_of, named_tree
 from licag3d.models.branch_table import ARTERIES
 from licag3d.models.generator import Generator
 from licag3d.structures import VesselTree
@@ -37,7 +37,10 @@ class PriorSettings:
         rate: step of z and deltas (no unit); place_rate_mm of the centre, mm.
         space, image, drawn: weights per mm of matched points, of centrelines, of the projected tree.
         sigma_mm: scale s of rho at the start and at the end. settle: share of the steps over which it falls.
-        delta_sigma: standard deviation of a delta. delta_from: share of the steps after which deltas move.
+        delta_sigma: standard deviation of a delta where the generator knows no better. delta_from: share of the steps
+            after which deltas move.
+        patient_gain: a code with the spread of patients may cost so much more than one with the wide spread: it is
+            taken for patients of the prior's family, the wide one for other trees (docs/inversion.md).
         shift_sigma_mm, turn_sigma_deg, scale_sigma: of the placement, about the centre of the matched points.
         direction_mm, calibre_mm: what a right angle, and a factor e of calibre, add to a distance when points are
             compared.
@@ -65,6 +68,7 @@ class PriorSettings:
     settle: float = 0.7
     delta_sigma: float = 0.5
     delta_from: float = 0.35
+    patient_gain: float = 18.0
     shift_sigma_mm: float = 10.0
     turn_sigma_deg: float = 4.0
     scale_sigma: float = 0.06
@@ -193,8 +197,13 @@ def fit_prior(
         codes = _several(codes.take([0]), settings).and_also(rest)
         home_best = torch.cat([home_best[:1].expand(settings.starts, -1), home_rest])
         kind = [_PLAIN] * settings.starts + kind[1:]
+    if start is None and generator.config.own_deltas:
+        # Every start twice: with the wide spread of deltas, and with that of patients.
+        also = codes.take(range(len(codes.z)))
+        also.spread[:] = PATIENTS
+        codes, home_best, kind = codes.and_also(also), torch.cat([home_best, home_best]), kind + kind
     codes, cost = _descend(writers[best], codes, home_best, evidence, settings, trial, settings.steps, kind, progress)
-    row = int(cost.argmin())
+    row = int((cost - settings.patient_gain * (codes.spread == PATIENTS)).argmin())
     return _result(generator, codes.take([row]), best, evidence, margin, float(cost[row]))
 
 
@@ -221,7 +230,7 @@ def _descend(writer: TreeWriter, codes: Codes, home, evidence, settings, first: 
         values["delta"].requires_grad_(share >= settings.delta_from)
         for name in ("view_shift_mm", "view_turn_deg"):
             values[name].requires_grad_(settings.move_cameras and share >= settings.delta_from)
-        now = Codes(codes.label, **values)
+        now = Codes(codes.label, codes.spread, **values)
         pieces = writer.segments(now, softness=softness)
         if nearest is None or (step - first) % settings.renew == 0:
             nearest = nearest_segments(pieces, now, evidence, settings, sigma, named)
@@ -234,7 +243,7 @@ def _descend(writer: TreeWriter, codes: Codes, home, evidence, settings, first: 
         optimizer.step()
         if progress and step % 10 == 0:
             progress(step / settings.steps, f"prior {writer.artery}: cost {float(cost.detach().min()):.0f}")
-    found = Codes(codes.label, **{name: value.detach() for name, value in values.items()})
+    found = Codes(codes.label, codes.spread, **{name: value.detach() for name, value in values.items()})
     sigma, softness = schedule(settings, last)
     with torch.no_grad():
         pieces = writer.segments(found, softness=softness)

@@ -21,6 +21,7 @@ from licag3d.inversion.deformation import DeformationSettings, at_first_moment
 from licag3d.inversion.prior_cost import PriorCostSettings, prior_cost
 from licag3d.inversion.prior_evidence import WeakLines, gather
 from licag3d.inversion.prior_fit import PriorFit, PriorSettings, fit_prior, with_tree
+from licag3d.inversion.prior_tree import WIDE
 from licag3d.inversion.snapping import Snapped, SnapSettings, shown_tree, snap_tree
 
 if TYPE_CHECKING:
@@ -209,4 +210,9 @@ def _warnings(fit: PriorFit, views: int, doubtful: bool) -> tuple[str, ...]:
         )
     elif fit.margin < 0.15:
         said.append("Right and left artery fit nearly alike: branch names are doubtful.")
+    if views > 1 and not doubtful and int(fit.codes.spread) == WIDE:
+        said.append(
+            "The tree bends in ways that no tree of the prior's training does: expect more wrong branches and a less "
+            "sure depth than for a common anatomy."
+        )
     return tuple(said)

@@ -6,7 +6,7 @@ Minimised over code z, deltas of the structure styles, placement and, by trying 
     sum over matched points      w (1 - g (1 - rho(distance in space to the tree)))
   + sum over centreline points   w (1 - g (1 - rho(distance in the image to the projected tree)))       per view
   + sum over the tree            w g rho(distance in the image of the projected tree to the centrelines)  per view
-  + |z|^2 / 2 + |delta|^2 / (2 sigma^2) + placement terms
+  + |z|^2 / 2 + |delta|^2 / (2 sigma^2) + placement terms               (sigma 1 where their spread is known)
 
 with w the length that a point stands for, g the gate of the branch that it is compared with and
 rho(d) = d^2 / (d^2 + s^2) (Geman and McClure 1985), s falling from centimetres to a millimetre: vessels that the image
@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from licag3d.inversion.prior_evidence import Curve, Evidence
-from licag3d.inversion.prior_tree import Codes, Segments, project_mm
+from licag3d.inversion.prior_tree import ALIKE, Codes, Segments, project_mm
 
 if TYPE_CHECKING:
     from licag3d.inversion.prior_fit import PriorSettings
@@ -36,7 +36,8 @@ def schedule(settings: PriorSettings, step: int) -> tuple[float, float]:
 
 def code_cost(codes: Codes, home: torch.Tensor, settings: PriorSettings) -> torch.Tensor:
     """Cost ``(B,)`` of codes and placement; ``home`` ``(B, 3)`` is where the centres began."""
-    total = 0.5 * codes.z.square().sum(1) + 0.5 * codes.delta.square().sum((1, 2)) / settings.delta_sigma**2
+    sigma = torch.where(codes.spread == ALIKE, settings.delta_sigma, 1.0)
+    total = 0.5 * codes.z.square().sum(1) + 0.5 * codes.delta.square().sum((1, 2)) / sigma**2
     total = total + 0.5 * ((codes.center_mm - home) / settings.shift_sigma_mm).square().sum(1)
     total = total + 0.5 * (codes.turn / np.deg2rad(settings.turn_sigma_deg)).square().sum(1)
     total = total + 0.5 * (codes.log_scale / settings.scale_sigma).square()

@@ -22,14 +22,22 @@ from licag3d.models.branch_table import ARTERIES, tree_of
 from licag3d.models.generator import Generator
 from licag3d.structures import Branch, VesselTree
 
+#: How the deltas of a code spread, see :class:`Codes`.
+ALIKE, PATIENTS, WIDE = 0, 1, 2
+
 
 @dataclass
 class Codes:
-    """B starts: ``label`` ``(B, labels)``, ``z`` ``(B, z_dim)``, ``delta`` ``(B, groups, w_dim)``, ``center_mm``
-    ``(B, 3)``, ``turn`` ``(B, 3)`` rotation vector in radians, ``log_scale`` ``(B,)``; of V views ``view_shift_mm``
-    ``(B, V, 3)`` along the axes of :class:`MovingCamera` and ``view_turn_deg`` ``(B, V, 2)``."""
+    """B starts: ``label`` ``(B, labels)``, ``spread`` ``(B,)``, ``z`` ``(B, z_dim)``, ``delta`` ``(B, groups,
+    w_dim)``, ``center_mm`` ``(B, 3)``, ``turn`` ``(B, 3)`` rotation vector in radians, ``log_scale`` ``(B,)``; of V
+    views ``view_shift_mm`` ``(B, V, 3)`` along the axes of :class:`MovingCamera` and ``view_turn_deg`` ``(B, V, 2)``.
+
+    ``spread`` says what ``delta`` is: :data:`ALIKE` in all directions and added to the code, or standard normal
+    deviates of what :data:`PATIENTS` of the training have there, or of a :data:`WIDE` spread
+    (:meth:`Generator.delta_of`)."""
 
     label: torch.Tensor
+    spread: torch.Tensor
     z: torch.Tensor
     delta: torch.Tensor
     center_mm: torch.Tensor
@@ -45,7 +53,9 @@ class Codes:
         center = torch.as_tensor(np.broadcast_to(center_mm, (count, 3)).copy(), dtype=torch.float32)
         sizes = ((3,), (), (views, 3), (views, 2))
         rest = [torch.zeros(count, *size) for size in sizes]
-        return cls(label, torch.zeros(count, generator.config.z_dim), torch.zeros(count, groups, w_dim), center, *rest)
+        z, delta = torch.zeros(count, generator.config.z_dim), torch.zeros(count, groups, w_dim)
+        spread = torch.full((count,), WIDE if generator.config.own_deltas else ALIKE)
+        return cls(label, spread, z, delta, center, *rest)
 
     def take(self, rows: Sequence[int]) -> Codes:
         """Some of the starts."""
@@ -57,7 +67,11 @@ class Codes:
 
     def styles(self, generator: Generator) -> torch.Tensor:
         """Structure styles ``(B, groups, w_dim)``."""
-        return generator.map(self.z, self.label)[:, None] + self.delta
+        delta = self.delta
+        if generator.config.own_deltas:
+            known = generator.delta_of(delta, self.label, self.spread == WIDE)
+            delta = torch.where((self.spread != ALIKE)[:, None, None], known, delta)
+        return generator.map(self.z, self.label)[:, None] + delta
 
 
 @dataclass(frozen=True)

@@ -121,6 +121,11 @@ class Generator(nn.Module):
             self.register_buffer("kind_share", torch.full((2, c.kinds), 1.0 / c.kinds))
             self.register_buffer("kind_mean", torch.zeros(2, c.kinds, c.z_dim))
             self.register_buffer("kind_root", torch.eye(c.z_dim).expand(2, c.kinds, -1, -1).clone())
+        if c.own_deltas:
+            # Fitted as well: of what each style adds to the code of a patient the mean, and a root of the covariance as
+            # it is and of a wider one, for trees that are no patients of the training.
+            self.register_buffer("delta_mean", torch.zeros(2, c.structure, c.w_dim))
+            self.register_buffer("delta_root", torch.zeros(2, 2, c.structure, c.w_dim, c.w_dim))
         if c.fields == "vessel+background":
             r, k = c.background_resolution, c.background_channels
             self.background_start = nn.Parameter(torch.randn(3, k, r, r) * 0.1)
@@ -176,6 +181,18 @@ class Generator(nn.Module):
         middle = self.kind_mean[index, kind]
         w = self.map_code(middle + torch.einsum("bi,bij->bj", z, self.kind_root[index, kind]), label)
         return w if truncation == 1.0 else torch.lerp(self.map_code(middle, label), w, truncation)
+
+    def delta_of(self, deviates: torch.Tensor, label: torch.Tensor, wide: torch.Tensor) -> torch.Tensor:
+        """What the structure styles add to w, ``(B, structure, w_dim)``.
+
+        Args:
+            deviates: ``(B, structure, w_dim)``, standard normal. label: as for :meth:`map`.
+            wide: ``(B,)`` bool: False spreads as patients of the training do, True wider, in all directions.
+        """
+        label = self.label_vector(label, deviates)
+        index = (label[:, 1] > label[:, 0]).long()
+        root = self.delta_root[wide.long(), index].to(deviates.dtype)
+        return self.delta_mean[index].to(deviates.dtype) + torch.einsum("bgij,bgj->bgi", root, deviates)
 
     def label_vector(self, label: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         """``(B, labels)`` in the type of ``like``, from that or from ``(B,)`` indices of arteries."""

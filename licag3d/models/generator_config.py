@@ -27,6 +27,7 @@ class GeneratorConfig:
         own_codes: whether the codes of each artery have a distribution of their own (an affine map before the mapping).
         kinds: how many kinds of trees of an artery have codes of their own where trees are drawn at random (dominance,
             see :meth:`Generator.random_codes`); 0 draws through ``map`` alone.
+        own_deltas: whether it is known how the deltas of each artery and style spread (:meth:`Generator.delta_of`).
         box_size_mm: edge of the box. mu_scale: 1/mm, of the decoder. start_mu: 1/mm, mean of the field at the start.
         fields: ``vessel``, or ``vessel+background`` for a second, coarse tri-plane that is added to the integral.
         background_resolution, background_channels: of that.
@@ -46,6 +47,7 @@ class GeneratorConfig:
     pose_dim: int = 0
     own_codes: bool = False
     kinds: int = 0
+    own_deltas: bool = False
     box_size_mm: float = 140.0
     mu_scale: float = 0.01
     start_mu: float = 1e-5

@@ -159,6 +159,7 @@ def config_of_flags(arguments):
         pose_dim=12 if arguments.pose else 0,
         own_codes=True,
         kinds=KINDS,
+        own_deltas=True,
     )
 
 

@@ -27,6 +27,8 @@ _OWN_PRESENCE = 0.15
 _TURNS = 10
 #: Right, left and balanced dominance.
 KINDS = 3
+#: What the wide spread of deltas adds in every direction, as a standard deviation.
+_WIDER = 0.5
 #: A branch that more than this share of a kind has belongs to the kind.
 _SURE = 0.98
 
@@ -130,6 +132,8 @@ def fit_prior(generator, encoder: TreeEncoder, data: VectorSet, shift_mm: float)
         root, values = _root((codes - middle).T @ (codes - middle) / len(codes))
         mapping.own[index] = root - torch.eye(len(root))
         mapping.own_shift[index] = middle
+        if config.own_deltas:
+            fit_deltas(generator, encoder, data, artery)
         out[artery] = float((values - 1).square().mean().sqrt())
     return out
 
@@ -169,6 +173,25 @@ def fit_kinds(generator, encoder: TreeEncoder, data: VectorSet, shift_mm: float,
             codes = found[k] - found[k].mean(0)
             generator.kind_mean[index, k] = found[k].mean(0)
             generator.kind_root[index, k] = _root((codes.T @ codes + size * pooled) / (len(codes) + size))[0]
+
+
+@torch.no_grad()
+def fit_deltas(generator, encoder: TreeEncoder, data: VectorSet, artery: str) -> None:
+    """Set mean and covariance of what each structure style adds to the code of a patient, and the wider covariance.
+
+    They are far from alike in all directions: most are used by no patient, some go to several units.
+    """
+    index = ARTERIES.index(artery)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # presences are drawn beyond their thresholds
+        x = encoder_input(generator.structure, artery, data.vector[artery], data.known[artery])
+    delta = encoder(x, x.new_zeros(len(x), 1), artery)[2].double()
+    generator.delta_mean[index] = delta.mean(0)
+    for style in range(delta.shape[1]):
+        values, vectors = torch.linalg.eigh(torch.cov(delta[:, style].T))
+        values = values.clamp_min(0)
+        generator.delta_root[0, index, style] = vectors * values.sqrt()
+        generator.delta_root[1, index, style] = vectors * (values + _WIDER**2).sqrt()
 
 
 def _encoded(encoder: TreeEncoder, x: torch.Tensor, artery: str) -> torch.Tensor:

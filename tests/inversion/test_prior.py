@@ -11,7 +11,17 @@ from licag3d.inversion.chains import Chains
 from licag3d.inversion.completion import completed_curves, name_branches
 from licag3d.inversion.prior_cost import PriorCostSettings, prior_cost
 from licag3d.inversion.prior_fit import PriorSettings, fit_prior
-from licag3d.inversion.prior_tree import Codes, TreeWriter, moving_cameras, named_tree, project_mm
+from licag3d.inversion.prior_stage import _warnings
+from licag3d.inversion.prior_tree import (
+    ALIKE,
+    PATIENTS,
+    WIDE,
+    Codes,
+    TreeWriter,
+    moving_cameras,
+    named_tree,
+    project_mm,
+)
 from licag3d.inversion.snapping import snap_tree
 from licag3d.models.generator import labels_of, load_generator
 from licag3d.structures import VesselTree
@@ -84,6 +94,39 @@ def test_writer_writes_what_the_structure_stage_writes(generator, artery):
     courses = generator.structure.courses(vectors, artery)
     middle = torch.cat([0.5 * (points[:, 1:] + points[:, :-1]) for points, _, _ in courses], 1)
     torch.testing.assert_close(writer.segments(codes).middle, middle, atol=1e-4, rtol=0)
+
+
+def test_deltas_spread_as_the_generator_knows(generator):
+    """Deviates of patients and wide ones move the tree by what the roots say; alike ones are added as they are."""
+    source = torch.Generator().manual_seed(2)
+    codes = Codes.start(generator, labels_of(["rca", "lca"]), np.zeros(3))
+    assert (codes.spread == WIDE).all()
+    codes.delta = torch.randn(codes.delta.shape, generator=source)
+    w = generator.map(codes.z, codes.label)[:, None]
+    for spread, root in ((PATIENTS, generator.delta_root[0]), (WIDE, generator.delta_root[1])):
+        codes.spread[:] = spread
+        wanted = torch.stack([root[a] @ codes.delta[a, ..., None] for a in (0, 1)])[..., 0] + generator.delta_mean
+        torch.testing.assert_close(codes.styles(generator) - w, wanted, atol=1e-4, rtol=1e-4)
+    codes.spread[:] = ALIKE
+    torch.testing.assert_close(codes.styles(generator) - w, codes.delta)
+    # The wide spread adds the same in every direction.
+    patients, wide = (root @ root.mT for root in generator.delta_root)
+    torch.testing.assert_close(wide - patients, torch.eye(256).expand_as(wide) * 0.25, atol=0.03, rtol=0)
+
+
+def test_a_code_with_the_spread_of_patients_is_taken_as_long_as_it_costs_little_more(generator, scene):
+    _, cameras, chains, points, sure = scene
+    found = {}
+    for gain in (-1e6, 1e6):
+        settings = PriorSettings(steps=40, trial_steps=20, patient_gain=gain)
+        found[gain] = fit_prior(cameras, chains, points, sure, generator=generator, settings=settings)
+    assert int(found[-1e6].codes.spread) == WIDE and int(found[1e6].codes.spread) == PATIENTS
+    said = {gain: " ".join(_warnings(fit, 2, False)) for gain, fit in found.items()}
+    assert "bends in ways" in said[-1e6] and "bends in ways" not in said[1e6]
+    # A fit that goes on keeps its spread.
+    on = fit_prior(cameras, chains, points, sure, generator=generator, start=found[1e6],
+                   settings=PriorSettings(steps=8, patient_gain=-1e6))  # fmt: skip
+    assert int(on.codes.spread) == PATIENTS
 
 
 def test_moving_camera_projects_like_the_camera_it_becomes():

@@ -313,6 +313,36 @@ def test_codes_of_each_kind_have_its_branches(pool):
         assert (kinds_of("rca", table, vector) == kind).float().mean() > 0.6  # of a few patients; see test_generator
 
 
+def test_the_spread_of_deltas_is_that_of_the_patients(pool):
+    """Patients' deltas have unit variance in the units of the fitted root, and less than that in those of the wide."""
+    from licag3d.models.generator import Generator, GeneratorConfig
+    from licag3d.train.generator_prior import fit_deltas
+    from licag3d.train.generator_vectors import TreeEncoder, encoder_input, set_statistics, start_from_components
+
+    torch.manual_seed(0)
+    config = GeneratorConfig(plane_resolution=64, widths=(8, 8, 8), box_size_mm=120.0, w_dim=32, z_dim=32,
+                             own_deltas=True)  # fmt: skip
+    generator = Generator(config)
+    stage = generator.structure
+    data = VectorSet(grow_trees(splits.DEVELOPMENT[:80], progress=False), stage.tables)
+    set_statistics(stage, data, 3.0)
+    encoder = TreeEncoder({a: t.size for a, t in stage.tables.items()}, 32, 32, stage.groups)
+    start_from_components(generator, encoder, data, 3.0)
+    fit_deltas(generator, encoder, data, "rca")
+    torch.manual_seed(0)
+    x = encoder_input(stage, "rca", data.vector["rca"], data.known["rca"])
+    with torch.no_grad():
+        delta = encoder(x, x.new_zeros(len(x), 1), "rca")[2]
+    assert float(delta.std()) > 0.01
+    torch.testing.assert_close(generator.delta_mean[0], delta.mean(0), atol=1e-5, rtol=1e-4)
+    for style in range(stage.groups):
+        covariance = torch.cov(delta[:, style].T)
+        patients, wide = (root @ root.mT for root in generator.delta_root[:, 0, style])
+        torch.testing.assert_close(patients, covariance, atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(wide - patients, 0.25 * torch.eye(32), atol=1e-4, rtol=1e-3)
+    assert not generator.delta_root[:, 1].any()  # the other artery was not asked for
+
+
 def test_torchrun_trains_with_two_processes(folder, pool):
     """As in the documentation: two processes that meet over gloo, one run folder."""
     script = folder / "two.py"  # the command line, with a smaller validation
