@@ -190,9 +190,14 @@ class Generator(nn.Module):
             wide: ``(B,)`` bool: False spreads as patients of the training do, True wider, in all directions.
         """
         label = self.label_vector(label, deviates)
-        index = (label[:, 1] > label[:, 0]).long()
-        root = self.delta_root[wide.long(), index].to(deviates.dtype)
-        return self.delta_mean[index].to(deviates.dtype) + torch.einsum("bgij,bgj->bgi", root, deviates)
+        which = 2 * wide.long() + (label[:, 1] > label[:, 0]).long()
+        out = torch.zeros_like(deviates)
+        # One product per root that occurs: a root for each of many codes would take gigabytes.
+        for k in which.unique().tolist():
+            root, mean = self.delta_root[k // 2, k % 2], self.delta_mean[k % 2]
+            written = mean.to(deviates.dtype) + torch.einsum("gij,bgj->bgi", root.to(deviates.dtype), deviates)
+            out = torch.where((which == k)[:, None, None], written, out)
+        return out
 
     def label_vector(self, label: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         """``(B, labels)`` in the type of ``like``, from that or from ``(B,)`` indices of arteries."""
