@@ -125,7 +125,8 @@ class Generator(nn.Module):
             # Fitted as well: of what each style adds to the code of a patient the mean, and a root of the covariance as
             # it is and of a wider one, for trees that are no patients of the training.
             self.register_buffer("delta_mean", torch.zeros(2, c.structure, c.w_dim))
-            self.register_buffer("delta_root", torch.zeros(2, 2, c.structure, c.w_dim, c.w_dim))
+            # Until then (or of too few patients) half a unit in every direction. Rows: right and left, then both wide.
+            self.register_buffer("delta_root", 0.5 * torch.eye(c.w_dim).expand(4, c.structure, -1, -1).contiguous())
         if c.fields == "vessel+background":
             r, k = c.background_resolution, c.background_channels
             self.background_start = nn.Parameter(torch.randn(3, k, r, r) * 0.1)
@@ -194,7 +195,7 @@ class Generator(nn.Module):
         out = torch.zeros_like(deviates)
         # One product per root that occurs: a root for each of many codes would take gigabytes.
         for k in which.unique().tolist():
-            root, mean = self.delta_root[k // 2, k % 2], self.delta_mean[k % 2]
+            root, mean = self.delta_root[k], self.delta_mean[k % 2]
             written = mean.to(deviates.dtype) + torch.einsum("gij,bgj->bgi", root.to(deviates.dtype), deviates)
             out = torch.where((which == k)[:, None, None], written, out)
         return out

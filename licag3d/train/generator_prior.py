@@ -190,8 +190,8 @@ def fit_deltas(generator, encoder: TreeEncoder, data: VectorSet, artery: str) ->
     for style in range(delta.shape[1]):
         values, vectors = torch.linalg.eigh(torch.cov(delta[:, style].T))
         values = values.clamp_min(0)
-        generator.delta_root[0, index, style] = vectors * values.sqrt()
-        generator.delta_root[1, index, style] = vectors * (values + _WIDER**2).sqrt()
+        generator.delta_root[index, style] = vectors * values.sqrt()
+        generator.delta_root[2 + index, style] = vectors * (values + _WIDER**2).sqrt()
 
 
 def _encoded(encoder: TreeEncoder, x: torch.Tensor, artery: str) -> torch.Tensor:
