@@ -212,7 +212,7 @@ def _warnings(fit: PriorFit, views: int, doubtful: bool) -> tuple[str, ...]:
         said.append("Right and left artery fit nearly alike: branch names are doubtful.")
     if views > 1 and not doubtful and int(fit.codes.spread) == WIDE:
         said.append(
-            "The tree seems to bend in ways that trees of the prior's training do not: expect more wrong branches and a "
-            "less sure depth than for a common anatomy."
+            "The tree seems to bend in ways that trees of the prior's training do not: expect more wrong branches and "
+            "a less sure depth than for a common anatomy."
         )
     return tuple(said)
